@@ -1,0 +1,26 @@
+//! x
+//!
+//! # The map
+//!
+//! Modules stand in the order in which data meets them, and a module uses only what stands before it
+//! (`tests/all/house.rs` holds that). The first half is pure: no IO, clock, async, logging or
+//! randomness. See ARCHITECTURE.md.
+
+// --- pure ---
+pub mod moment;
+pub mod unit;
+pub mod obis;
+pub mod reading;
+pub mod p1;
+pub mod delivery;
+pub mod payload;
+//WIP pub mod simulate;
+// --- edges ---
+//WIP pub mod config;
+//WIP pub mod port;
+//WIP pub mod collect;
+//WIP pub mod journal;
+//WIP pub mod mqtt;
+//WIP pub mod store;
+//WIP pub mod daemon;
+//WIP pub mod cli;

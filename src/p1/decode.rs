@@ -1,0 +1,353 @@
+//! A telegram to readings: one [`Report`] for each meter that it speaks of.
+//!
+//! Enters: a [`Telegram`]. Leaves: the report of the main meter, then one for each slave meter in the
+//! order in which the channels appear. What a table does not explain, or explains otherwise than it
+//! was sent, stands under `unknown` of its meter; no line is dropped.
+//!
+//! Where no electricity is read (a heat or hot-water meter alone on a P1 port), there is no report of
+//! an electricity meter: what the telegram says of itself stands in the first slave's report.
+
+use std::borrow::Cow;
+
+use super::{
+    Line, Telegram,
+    dialect::{self, Dialect, Meaning},
+    text,
+};
+use crate::{
+    moment::Moment,
+    obis::Obis,
+    reading::{Clock, Event, Identity, Medium, Reading, Register, Report, Unknown, escape},
+    unit::{Decimal, Unit},
+};
+
+/// What a telegram says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// By meter: the main meter first.
+    pub reports: Vec<Report>,
+    /// Whose tables explained it.
+    pub dialect: Dialect,
+}
+
+/// Decodes a telegram, by the tables of `dialect` or of the one that it seems to be of.
+pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
+    let dialect = dialect.unwrap_or_else(|| Dialect::detect(telegram.lines()));
+    let mut main = Main::new(telegram);
+    let mut slaves: Vec<Slave<'_>> = Vec::new();
+    for line in telegram.lines() {
+        match line.code {
+            Some(Obis { a: 0, b: channel @ 1..=4, .. }) => {
+                let index = slaves.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
+                    slaves.push(Slave::new(channel));
+                    slaves.len().saturating_sub(1)
+                });
+                if let Some(slave) = slaves.get_mut(index) {
+                    slave.take(line, dialect);
+                }
+            }
+            _ => main.take(line, dialect),
+        }
+    }
+    Decoded { reports: finish(main, slaves), dialect }
+}
+
+fn finish(mut main: Main, slaves: Vec<Slave<'_>>) -> Vec<Report> {
+    let (slaves, empty): (Vec<_>, Vec<_>) = slaves.into_iter().partition(Slave::says_something);
+    main.unknown.extend(empty.into_iter().flat_map(|slave| slave.lines).map(unknown));
+    let telegram_time = main.time;
+    let mut reports = Vec::with_capacity(slaves.len().saturating_add(1));
+    if main.readings.is_empty() && !slaves.is_empty() {
+        let mut slaves = slaves.into_iter().map(|slave| slave.report(telegram_time));
+        if let Some(first) = slaves.next() {
+            reports.push(main.merge_into(first));
+        }
+        reports.extend(slaves);
+    } else {
+        reports.push(main.report());
+        reports.extend(slaves.into_iter().map(|slave| slave.report(telegram_time)));
+    }
+    reports
+}
+
+/// The meter whose port it is.
+struct Main {
+    id: Option<String>,
+    id_at: usize,
+    time: Option<Moment>,
+    readings: Vec<Reading>,
+    info: Vec<(Cow<'static, str>, String)>,
+    events: Vec<Event>,
+    unknown: Vec<Unknown>,
+}
+
+impl Main {
+    fn new(telegram: &Telegram<'_>) -> Self {
+        Self {
+            id: None,
+            id_at: 0,
+            time: None,
+            // A three-phase DSMR 5 meter sends 26.
+            readings: Vec::with_capacity(32),
+            info: vec![(Cow::Borrowed("identification"), printable(telegram.identification()))],
+            events: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, line: Line<'_>, dialect: Dialect) {
+        let meaning = line.code.and_then(|code| dialect.meaning(code));
+        if meaning.and_then(|meaning| self.understand(meaning, line.text)).is_none() {
+            self.unknown.push(unknown(line));
+        }
+    }
+
+    fn understand(&mut self, meaning: &Meaning, text: &[u8]) -> Option<()> {
+        if let Meaning::FailureLog = meaning {
+            self.events.extend(failure_log(text)?);
+            return Some(());
+        }
+        let content = text::single(text)?;
+        let mut info = |name, text| self.info.push((Cow::Borrowed(name), text));
+        match meaning {
+            Meaning::Register { name, unit } => self.readings.push(register(name, unit, content)?),
+            Meaning::Limit => {
+                let reading = register("power_limit", &Unit::KW, content);
+                self.readings.push(reading.or_else(|| register("current_limit", &Unit::A, content))?);
+            }
+            Meaning::Clock => self.time = Some(text::clock(content)?),
+            Meaning::Identifier => {
+                // Its place among the texts, for telegrams in which it names no electricity meter.
+                self.id_at = self.info.len();
+                self.id = text::identifier(content);
+            }
+            Meaning::Plain(name) => info(name, printable(content)),
+            Meaning::Text(name) => info(name, text::from_hex(content)),
+            Meaning::Tariff { first, second } => {
+                let tariff = match content {
+                    b"0001" => (*first).to_owned(),
+                    b"0002" => (*second).to_owned(),
+                    other => printable(other),
+                };
+                info("tariff", tariff);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn report(self) -> Report {
+        let medium = if self.readings.is_empty() { Medium::Other(0) } else { Medium::Electricity };
+        Report {
+            meter: self.id.map_or(Identity::Place { channel: None }, Identity::Own),
+            medium,
+            protocol: Cow::Borrowed("p1"),
+            measured_at: self.time,
+            clock: if self.time.is_some() { Clock::Meter } else { Clock::Gateway },
+            readings: self.readings,
+            info: self.info,
+            events: self.events,
+            unknown: self.unknown,
+        }
+    }
+
+    /// Gives what the telegram says of itself to its first slave meter.
+    fn merge_into(mut self, mut slave: Report) -> Report {
+        if let Some(id) = self.id {
+            self.info.insert(self.id_at.min(self.info.len()), (Cow::Borrowed("equipment"), id));
+        }
+        self.info.append(&mut slave.info);
+        self.events.append(&mut slave.events);
+        self.unknown.append(&mut slave.unknown);
+        Report { info: self.info, events: self.events, unknown: self.unknown, ..slave }
+    }
+}
+
+/// A meter behind the P1 port. Its lines come in any order, so they are judged at the end.
+struct Slave<'a> {
+    channel: u8,
+    id: Option<String>,
+    device_type: Option<&'a [u8]>,
+    counters: Vec<Counter<'a>>,
+    info: Vec<(Cow<'static, str>, String)>,
+    unknown: Vec<Unknown>,
+    /// All its lines, until it is known whether it is a meter at all.
+    lines: Vec<Line<'a>>,
+}
+
+struct Counter<'a> {
+    line: Line<'a>,
+    time: Option<Moment>,
+    value: Decimal,
+    unit: &'a [u8],
+}
+
+impl<'a> Slave<'a> {
+    fn new(channel: u8) -> Self {
+        Self {
+            channel,
+            id: None,
+            device_type: None,
+            counters: Vec::new(),
+            info: vec![(Cow::Borrowed("channel"), channel.to_string())],
+            unknown: Vec::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// Whether it names itself or its kind, or counts something: an unused channel does neither.
+    fn says_something(&self) -> bool {
+        self.id.is_some() || self.device_type.is_some() || !self.counters.is_empty()
+    }
+
+    fn take(&mut self, line: Line<'a>, dialect: Dialect) {
+        self.lines.push(line);
+        let meaning = line.code.and_then(|code| dialect.meaning(code));
+        if meaning.and_then(|meaning| self.understand(meaning, line)).is_none() {
+            self.unknown.push(unknown(line));
+        }
+    }
+
+    fn understand(&mut self, meaning: &Meaning, line: Line<'a>) -> Option<()> {
+        match meaning {
+            Meaning::DeviceType => {
+                let content = text::single(line.text)?;
+                self.device_type = (!content.is_empty()).then_some(content);
+            }
+            Meaning::SlaveIdentifier => self.id = text::identifier(text::single(line.text)?),
+            Meaning::SlavePlain(name) => self.info.push((Cow::Borrowed(name), printable(text::single(line.text)?))),
+            Meaning::SlaveReading => {
+                let [time, value] = all_brackets::<2>(line.text)?;
+                let (value, unit) = text::value_and_unit(value)?;
+                self.counters.push(Counter { line, time: text::clock(time), value, unit });
+            }
+            Meaning::SlaveReadingV3 => {
+                let [time, _status, _period, _count, _code, unit, value] = all_brackets::<7>(line.text)?;
+                let value = Decimal::parse(value)?;
+                self.counters.push(Counter { line, time: text::clock(time), value, unit });
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn report(mut self, telegram_time: Option<Moment>) -> Report {
+        let code = self.device_type.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let medium = Medium::from_device_type(code.unwrap_or(0));
+        if let (Some(text), None) = (self.device_type, code) {
+            self.info.push((Cow::Borrowed("device_type"), printable(text)));
+        }
+        let mut readings = Vec::with_capacity(self.counters.len());
+        let mut time = None;
+        for counter in self.counters {
+            match counter_reading(medium, &counter) {
+                Some(reading) => {
+                    readings.push(reading);
+                    time = time.max(counter.time);
+                }
+                None => self.unknown.push(unknown(counter.line)),
+            }
+        }
+        Report {
+            meter: self.id.map_or(Identity::Place { channel: Some(self.channel) }, Identity::Own),
+            medium,
+            protocol: Cow::Borrowed("p1"),
+            measured_at: time.or(telegram_time),
+            clock: match (time, telegram_time) {
+                (Some(_), _) => Clock::Meter,
+                (None, Some(_)) => Clock::Telegram,
+                (None, None) => Clock::Gateway,
+            },
+            readings,
+            info: self.info,
+            events: Vec::new(),
+            unknown: self.unknown,
+        }
+    }
+}
+
+/// 1 kWh is 0.0036 GJ, exactly.
+const GJ_PER_KWH: Decimal = Decimal::per_ten_thousand(36);
+
+/// A slave's counter as a reading; thermal energy becomes GJ, whatever the meter counts in.
+fn counter_reading(medium: Medium, counter: &Counter<'_>) -> Option<Reading> {
+    let (mut unit, exponent) = dialect::unit(counter.unit)?;
+    let mut value = counter.value.shift(exponent)?;
+    if *unit == Unit::KWH && matches!(medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling) {
+        value = value.times(GJ_PER_KWH)?;
+        unit = &Unit::GJ;
+    }
+    let register = Register::named(dialect::slave_register(medium, unit)?);
+    let mut reading = Reading::now(register, value, unit.clone());
+    if unit.as_str().as_bytes() != counter.unit && *unit != Unit::M3 {
+        reading.raw = Some(Box::new((counter.value, raw_unit(counter.unit)?)));
+    }
+    Some(reading)
+}
+
+/// `(value*unit)` as a register that counts in `unit`.
+#[inline]
+fn register(name: &'static str, unit: &Unit, content: &[u8]) -> Option<Reading> {
+    let (value, spelling) = text::value_and_unit(content)?;
+    if spelling == unit.as_str().as_bytes() {
+        return Some(Reading::now(Register::named(name), value, unit.clone()));
+    }
+    let (found, exponent) = dialect::unit(spelling)?;
+    if found != unit {
+        return None;
+    }
+    let mut reading = Reading::now(Register::named(name), value.shift(exponent)?, unit.clone());
+    reading.raw = Some(Box::new((value, raw_unit(spelling)?)));
+    Some(reading)
+}
+
+fn raw_unit(spelling: &[u8]) -> Option<Unit> {
+    Unit::from_text(std::str::from_utf8(spelling).ok()?)
+}
+
+/// The log of long power failures: its entries, or None where it has another form.
+fn failure_log(text: &[u8]) -> Option<Vec<Event>> {
+    let items = text::brackets(text).collect::<Option<Vec<_>>>()?;
+    let mut entries = match items.as_slice() {
+        [b""] => return Some(Vec::new()),
+        // Some meters leave `0-` off the code.
+        [count, code, entries @ ..] if count.iter().all(u8::is_ascii_digit) && code.ends_with(b"96.7.19") => entries,
+        _ => return None,
+    };
+    let mut events = Vec::with_capacity(entries.len() / 2);
+    while let [end, duration, rest @ ..] = entries {
+        let (seconds, unit) = text::value_and_unit(duration)?;
+        if !matches!(unit, b"s" | b"") || seconds.scale() != 0 {
+            return None;
+        }
+        events.push(Event {
+            event: Cow::Borrowed("power_failure"),
+            end: text::clock(end),
+            duration_s: Some(u64::try_from(seconds.mantissa()).ok()?),
+        });
+        entries = rest;
+    }
+    entries.is_empty().then_some(events)
+}
+
+/// Exactly `N` brackets.
+fn all_brackets<const N: usize>(text: &[u8]) -> Option<[&[u8]; N]> {
+    let mut items = text::brackets(text);
+    let mut found: [&[u8]; N] = [b""; N];
+    for slot in &mut found {
+        *slot = items.next()??;
+    }
+    items.next().is_none().then_some(found)
+}
+
+fn unknown(line: Line<'_>) -> Unknown {
+    Unknown { code: escape(line.code_text), text: escape(line.text) }
+}
+
+/// Text as it is where it is printable, which nearly all is.
+fn printable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) => text.to_owned(),
+        _ => escape(bytes),
+    }
+}

@@ -1,0 +1,92 @@
+//! The P1 port of European smart meters: bytes to telegrams to readings.
+//!
+//! Enters: bytes as they come from a wire, split anywhere. Leaves: [`Report`](crate::reading::Report)s,
+//! or a [`Rejected`] piece with its place and reason. Sources: Dutch Smart Meter Requirements (DSMR) P1
+//! companion standard 2.2, 3.0, 4.0, 4.2.2, 5.0.2; for the frame IEC 62056-21 mode D.
+//!
+//! ```
+//! let telegram = b"/XYZ5 example\r\n\r\n0-0:96.1.1(4532)\r\n1-0:1.8.2(000123.456*kWh)\r\n!\r\n";
+//! let mut framer = meterkast::p1::Framer::new();
+//! framer.push(telegram);
+//! let piece = framer.poll().unwrap();
+//! let decoded = meterkast::p1::read(piece, None).unwrap();
+//! assert_eq!(decoded.reports[0].readings[0].register.as_str(), "import_normal");
+//! assert_eq!(decoded.reports[0].readings[0].value.to_string(), "123.456");
+//! ```
+//!
+//! Not supported yet: encrypted telegrams, binary (DLMS) push frames, and most national variants; see
+//! [`dialect`].
+
+#![deny(clippy::arithmetic_side_effects)]
+
+pub mod crc;
+mod decode;
+pub mod dialect;
+mod frame;
+mod telegram;
+mod text;
+
+pub use decode::{Decoded, decode};
+pub use dialect::Dialect;
+pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail};
+pub use telegram::{Line, LineEnds, Telegram, Writer};
+
+/// A piece of the input that is no valid telegram.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Rejected {
+    /// Where it begins, in bytes since the stream began.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a piece of the input is no valid telegram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Bytes outside any telegram.
+    #[error("fragment: not the beginning of a telegram")]
+    Fragment,
+    /// A header began, but another header or the end came before the telegram's end.
+    #[error("truncated: the telegram has no end")]
+    Truncated,
+    /// No end within [`MAX_TELEGRAM`].
+    #[error("too long: no end of telegram within {MAX_TELEGRAM} bytes")]
+    TooLong,
+    /// The CRC does not fit the bytes.
+    #[error("CRC mismatch: the telegram says {said:04X}, its bytes give {computed:04X}")]
+    CrcMismatch {
+        /// Behind the `!`.
+        said: u16,
+        /// Over the bytes as received.
+        computed: u16,
+    },
+    /// What stands behind the `!` is no CRC.
+    #[error("CRC mismatch: behind the `!` stands no hexadecimal number")]
+    CrcGarbled,
+    /// No CRC, although meters of the version that the telegram names send one.
+    #[error("CRC missing: a telegram of this version must have one")]
+    CrcMissing,
+}
+
+impl Reason {
+    /// A short name for counters.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Fragment => "fragment",
+            Self::Truncated => "truncated",
+            Self::TooLong => "too-long",
+            Self::CrcMismatch { .. } | Self::CrcGarbled => "crc-mismatch",
+            Self::CrcMissing => "crc-missing",
+        }
+    }
+}
+
+/// A piece of the input to readings: [`Telegram::check`], then [`decode`]. `dialect` overrides what the
+/// telegram says of itself.
+pub fn read(piece: Piece<'_>, dialect: Option<Dialect>) -> Result<Decoded, Rejected> {
+    let telegram = Telegram::check(piece)?;
+    Ok(decode(&telegram, dialect))
+}

@@ -1,0 +1,215 @@
+//! A telegram: its header, its CRC and every line, judging nothing else.
+//!
+//! Enters: a [`Piece`]. Leaves: a [`Telegram`] whose bytes are those that came, so it prints back
+//! exactly; or the reason why it is none. [`Writer`] makes telegrams.
+//!
+//! DSMR 2.2 and 3.0 have no CRC: a telegram without one is taken only when it names no later version.
+
+use std::fmt;
+
+use super::{Piece, Reason, Rejected, Tail, crc};
+use crate::obis::Obis;
+
+/// The line that names the version in DSMR 4.0 and later.
+const VERSION: Obis = Obis::new(1, 3, 0, 2, 8);
+/// The line that names the version in Belgian telegrams.
+const VERSION_BELGIUM: Obis = Obis::new(0, 0, 96, 1, 4);
+
+/// A telegram that passed its CRC, or has none by its version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Telegram<'a> {
+    /// Where it begins, in bytes since the stream began.
+    pub offset: u64,
+    /// From `/` through `!`.
+    pub bytes: &'a [u8],
+    /// The CRC it came with.
+    pub crc: Option<u16>,
+    /// Whether the CRC fits the bytes as they came.
+    pub line_ends: LineEnds,
+}
+
+/// How the line ends came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEnds {
+    /// As the meter sent them.
+    AsSent,
+    /// Without carriage returns, as files and terminals leave them: the CRC fits once they are restored.
+    Restored,
+}
+
+/// A line of a telegram: an OBIS code and what follows it, or something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// The code; None when the line does not begin with one.
+    pub code: Option<Obis>,
+    /// The code as written; empty when there is none.
+    pub code_text: &'a [u8],
+    /// From the first bracket on, through further lines that begin with a bracket (v3 gas); the whole
+    /// line when there is no code.
+    pub text: &'a [u8],
+}
+
+impl<'a> Telegram<'a> {
+    /// Checks the CRC of a piece.
+    pub fn check(piece: Piece<'a>) -> Result<Self, Rejected> {
+        let (offset, bytes, tail) = match piece {
+            Piece::Telegram { offset, bytes, tail } => (offset, bytes, tail),
+            Piece::Rejected { offset, length, reason } => return Err(Rejected { offset, length, reason }),
+        };
+        let rejected = |reason| Err(Rejected { offset, length: bytes.len() as u64, reason });
+        let telegram = Self { offset, bytes, crc: None, line_ends: LineEnds::AsSent };
+        match tail {
+            Tail::Crc(said) => {
+                let computed = crc::as_sent(bytes);
+                if said == computed {
+                    return Ok(Self { crc: Some(said), ..telegram });
+                }
+                // Only where every carriage return is gone: a damaged telegram gets no second chance.
+                if memchr::memchr(b'\r', bytes).is_none() && said == crc::with_crlf(bytes) {
+                    return Ok(Self { crc: Some(said), line_ends: LineEnds::Restored, ..telegram });
+                }
+                rejected(Reason::CrcMismatch { said, computed })
+            }
+            Tail::Garbled => rejected(Reason::CrcGarbled),
+            Tail::Nothing => {
+                let versioned = telegram.lines().any(|line| matches!(line.code, Some(VERSION | VERSION_BELGIUM)));
+                if versioned { rejected(Reason::CrcMissing) } else { Ok(telegram) }
+            }
+        }
+    }
+
+    /// The text behind the `/`.
+    pub fn identification(&self) -> &'a [u8] {
+        let rest = self.bytes.strip_prefix(b"/").unwrap_or(self.bytes);
+        without_return(next_line(rest).0)
+    }
+
+    /// Every line between the header and the `!` that is not blank, in order.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'a>> + use<'a> {
+        let mut rest = next_line(self.bytes.strip_suffix(b"!").unwrap_or(self.bytes)).1;
+        std::iter::from_fn(move || {
+            loop {
+                let begin = rest;
+                let (line, tail) = next_line(rest);
+                rest = tail;
+                let line = without_return(line);
+                if line.is_empty() {
+                    if rest.is_empty() {
+                        return None;
+                    }
+                    continue;
+                }
+                let Some((code, text)) = Obis::parse_prefix(line).filter(|(_, text)| text.first() == Some(&b'('))
+                else {
+                    return Some(Line { code: None, code_text: b"", text: line });
+                };
+                let code_text = line.get(..line.len().saturating_sub(text.len())).unwrap_or_default();
+                let mut end = line.len();
+                while rest.first() == Some(&b'(') {
+                    let (more, tail) = next_line(rest);
+                    end = begin.len().saturating_sub(rest.len()).saturating_add(without_return(more).len());
+                    rest = tail;
+                }
+                let text = begin.get(code_text.len()..end).unwrap_or(text);
+                return Some(Line { code: Some(code), code_text, text });
+            }
+        })
+    }
+}
+
+/// Splits off a line, without its line feed.
+#[inline]
+fn next_line(text: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b'\n', text).and_then(|at| text.split_at_checked(at)) {
+        Some((line, rest)) => (line, rest.get(1..).unwrap_or_default()),
+        None => (text, b""),
+    }
+}
+
+fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+impl fmt::Debug for Telegram<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Telegram at {}: {}", self.offset, crate::reading::escape(self.bytes))
+    }
+}
+
+/// Writes a telegram: the header, lines, and the CRC.
+///
+/// ```
+/// let bytes = meterkast::p1::Writer::new("XYZ5 example").line("1-3:0.2.8(50)").finish(true);
+/// assert_eq!(bytes, b"/XYZ5 example\r\n\r\n1-3:0.2.8(50)\r\n!43A3\r\n");
+/// ```
+#[derive(Debug, Clone)]
+pub struct Writer(Vec<u8>);
+
+impl Writer {
+    /// Begins with `/`, the identification and a blank line.
+    pub fn new(identification: &str) -> Self {
+        Self(format!("/{identification}\r\n\r\n").into_bytes())
+    }
+
+    /// Adds a line.
+    #[must_use]
+    pub fn line(mut self, line: impl AsRef<[u8]>) -> Self {
+        self.0.extend_from_slice(line.as_ref());
+        self.0.extend_from_slice(b"\r\n");
+        self
+    }
+
+    /// Ends with `!`, the CRC if asked for, and a line end.
+    pub fn finish(mut self, with_crc: bool) -> Vec<u8> {
+        self.0.push(b'!');
+        if with_crc {
+            let crc = crc::as_sent(&self.0);
+            self.0.extend_from_slice(format!("{crc:04X}").as_bytes());
+        }
+        self.0.extend_from_slice(b"\r\n");
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::p1::Framer;
+
+    fn check(bytes: &[u8]) -> Result<Vec<String>, Reason> {
+        let mut framer = Framer::new();
+        framer.push(bytes);
+        framer.end();
+        let telegram = Telegram::check(framer.poll().unwrap()).map_err(|rejected| rejected.reason)?;
+        Ok(telegram
+            .lines()
+            .map(|line| format!("{:?}{}", line.code, String::from_utf8_lossy(line.text).escape_debug()))
+            .collect())
+    }
+
+    #[test]
+    fn every_line_is_kept() {
+        let lines = check(b"/A\r\n\r\n0-0:17.0.0(1)\r\nnonsense\r\n0-1:24.3.0(x)(m3)\r\n(2)\r\n1-0:1.8.0 (3)\r\n!\r\n");
+        let expected = ["Some(0-0:17.0.0)(1)", "Nonenonsense", r"Some(0-1:24.3.0)(x)(m3)\r\n(2)", "None1-0:1.8.0 (3)"];
+        assert_eq!(lines.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_missing_blank_line_and_missing_returns_are_fine() {
+        assert_eq!(check(b"/A\n0-0:17.0.0(1)\n!\n").unwrap(), ["Some(0-0:17.0.0)(1)"]);
+        let sent = Writer::new("A").line("0-0:17.0.0(1)").finish(true);
+        let bare: Vec<u8> = sent.iter().copied().filter(|&byte| byte != b'\r').collect();
+        assert_eq!(check(&bare).unwrap(), ["Some(0-0:17.0.0)(1)"]);
+    }
+
+    #[test]
+    fn the_crc_is_checked_where_there_must_be_one() {
+        let sent = Writer::new("A").line("1-3:0.2.8(50)").finish(true);
+        assert!(check(&sent).is_ok());
+        let mut damaged = sent.clone();
+        damaged[10] ^= 1;
+        assert!(matches!(check(&damaged), Err(Reason::CrcMismatch { .. })));
+        assert_eq!(check(&Writer::new("A").line("1-3:0.2.8(50)").finish(false)), Err(Reason::CrcMissing));
+        assert_eq!(check(b"/A\r\n!?21E\r\n"), Err(Reason::CrcGarbled));
+    }
+}

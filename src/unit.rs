@@ -1,0 +1,216 @@
+//! Exact values and their units.
+//!
+//! Enters: digits from a wire. Leaves: [`Decimal`], a whole number and a count of decimals, and
+//! [`Unit`]. Values never pass through floating point; what does not fit is refused, never rounded.
+//!
+//! Not supported: more than 18 digits, or more than 18 decimals.
+
+use std::{borrow::Cow, fmt};
+
+/// A number exactly as it was written: `mantissa` x 10^-`scale`. Keeps trailing zeros, so `0.000`
+/// stays three decimals. Two values are equal when both parts are; see [`Decimal::same_amount`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Decimal {
+    mantissa: i64,
+    scale: u8,
+}
+
+/// Most digits, and most decimals, of a [`Decimal`]: any such number fits an i64.
+pub const MAX_DIGITS: u8 = 18;
+
+impl Decimal {
+    /// `mantissa` x 10^-`scale`. None when `scale` or the digits of `mantissa` exceed [`MAX_DIGITS`].
+    pub const fn new(mantissa: i64, scale: u8) -> Option<Self> {
+        if scale > MAX_DIGITS || mantissa.unsigned_abs() >= 10u64.pow(MAX_DIGITS as u32) {
+            return None;
+        }
+        Some(Self { mantissa, scale })
+    }
+
+    /// A whole number. None beyond 18 digits.
+    pub const fn whole(value: i64) -> Option<Self> {
+        Self::new(value, 0)
+    }
+
+    /// `count` ten-thousandths: for factors of conversion.
+    pub const fn per_ten_thousand(count: u8) -> Self {
+        Self { mantissa: count as i64, scale: 4 }
+    }
+
+    /// The digits without the point.
+    pub const fn mantissa(self) -> i64 {
+        self.mantissa
+    }
+
+    /// How many of the digits stand behind the point.
+    pub const fn scale(self) -> u8 {
+        self.scale
+    }
+
+    /// Reads `[+-]digits[.digits]`: at least one digit before the point, and one behind it if there is
+    /// one. Leading zeros are allowed. None for anything else, or for more than 18 significant digits.
+    #[inline]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (negative, mut rest) = match text {
+            [b'-', rest @ ..] => (true, rest),
+            [b'+', rest @ ..] => (false, rest),
+            rest => (false, rest),
+        };
+        let mut mantissa: i64 = 0;
+        let mut scale: u8 = 0;
+        let mut point = false;
+        let mut digits_here = false;
+        while let [byte, tail @ ..] = rest {
+            match byte {
+                b'0'..=b'9' => {
+                    mantissa = mantissa.checked_mul(10)?.checked_add(i64::from(byte.wrapping_sub(b'0')))?;
+                    scale = scale.checked_add(u8::from(point))?;
+                    digits_here = true;
+                }
+                b'.' if digits_here && !point => {
+                    point = true;
+                    digits_here = false;
+                }
+                _ => return None,
+            }
+            rest = tail;
+        }
+        if !digits_here {
+            return None;
+        }
+        Self::new(if negative { mantissa.checked_neg()? } else { mantissa }, scale)
+    }
+
+    /// This value x 10^`exponent`, exactly: for prefixes such as kilo (3) or milli (-3). Decimals are
+    /// added or taken away, never rounded; None when the result needs more than 18 digits.
+    pub fn shift(self, exponent: i8) -> Option<Self> {
+        let scale = i16::from(self.scale).checked_sub(i16::from(exponent))?;
+        if let Ok(scale) = u8::try_from(scale) {
+            return Self::new(self.mantissa, scale);
+        }
+        let factor = 10i64.checked_pow(u32::from(scale.unsigned_abs()))?;
+        Self::new(self.mantissa.checked_mul(factor)?, 0)
+    }
+
+    /// The exact product. None when it needs more than 18 digits.
+    pub fn times(self, factor: Self) -> Option<Self> {
+        Self::new(self.mantissa.checked_mul(factor.mantissa)?, self.scale.checked_add(factor.scale)?)
+    }
+
+    /// Whether both are the same amount, however many decimals they are written with.
+    pub fn same_amount(self, other: Self) -> bool {
+        let (fine, coarse) = if self.scale >= other.scale { (self, other) } else { (other, self) };
+        let gap = u32::from(fine.scale.saturating_sub(coarse.scale));
+        i128::from(fine.mantissa) == i128::from(coarse.mantissa).saturating_mul(10i128.saturating_pow(gap))
+    }
+}
+
+/// Plain decimals, all of them: `-0.50`, `3432.827`, `0.000`.
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.mantissa < 0 { "-" } else { "" };
+        let digits = self.mantissa.unsigned_abs();
+        if self.scale == 0 {
+            return write!(f, "{sign}{digits}");
+        }
+        // 10^18 fits a u64, and `scale` is at most 18.
+        let unit = 10u64.saturating_pow(u32::from(self.scale));
+        let (whole, fraction) = (digits.div_euclid(unit), digits.rem_euclid(unit));
+        write!(f, "{sign}{whole}.{fraction:0width$}", width = usize::from(self.scale))
+    }
+}
+
+impl fmt::Debug for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A unit as the field writes it (`kWh`, `m3`, `GJ`); empty for a plain count.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Unit(Cow<'static, str>);
+
+impl Unit {
+    /// A count, no unit.
+    pub const NONE: Self = Self(Cow::Borrowed(""));
+    /// Kilowatt-hour.
+    pub const KWH: Self = Self(Cow::Borrowed("kWh"));
+    /// Kilovolt-ampere-reactive-hour.
+    pub const KVARH: Self = Self(Cow::Borrowed("kvarh"));
+    /// Kilowatt.
+    pub const KW: Self = Self(Cow::Borrowed("kW"));
+    /// Volt.
+    pub const V: Self = Self(Cow::Borrowed("V"));
+    /// Ampere.
+    pub const A: Self = Self(Cow::Borrowed("A"));
+    /// Gigajoule.
+    pub const GJ: Self = Self(Cow::Borrowed("GJ"));
+    /// Cubic metre.
+    pub const M3: Self = Self(Cow::Borrowed("m3"));
+
+    /// From a text of at most 16 printable ASCII characters; None for anything else.
+    pub fn from_text(text: &str) -> Option<Self> {
+        const KNOWN: [Unit; 8] = [Unit::NONE, Unit::KWH, Unit::KVARH, Unit::KW, Unit::V, Unit::A, Unit::GJ, Unit::M3];
+        if let Some(known) = KNOWN.iter().find(|unit| unit.as_str() == text) {
+            return Some(known.clone());
+        }
+        (text.len() <= 16 && text.bytes().all(|byte| byte.is_ascii_graphic()))
+            .then(|| Self(Cow::Owned(text.to_owned())))
+    }
+
+    /// The text, such as `kWh`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_decimals() {
+        for (text, shown) in [
+            ("003432.827", "3432.827"),
+            ("000000.000", "0.000"),
+            ("00005", "5"),
+            ("-063", "-63"),
+            ("+1.50", "1.50"),
+            ("-0.5", "-0.5"),
+            ("999999999999999999", "999999999999999999"),
+            ("0.000000000000000001", "0.000000000000000001"),
+        ] {
+            assert_eq!(Decimal::parse(text.as_bytes()).unwrap().to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_value() {
+        for text in ["", "-", ".5", "5.", "1.2.3", "1e3", "12 ", "0x1", "9999999999999999999", "1000000000000000000"] {
+            assert_eq!(Decimal::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_exact() {
+        let value = Decimal::parse(b"2124.86").unwrap();
+        assert_eq!(value.shift(-3).unwrap().to_string(), "2.12486");
+        assert_eq!(value.shift(3).unwrap().to_string(), "2124860");
+        assert_eq!(value.shift(-17), None);
+        let kwh_in_gj = Decimal::new(36, 4).unwrap();
+        assert_eq!(Decimal::parse(b"1234.5").unwrap().times(kwh_in_gj).unwrap().to_string(), "4.44420");
+    }
+
+    #[test]
+    fn amounts_compare_across_decimals() {
+        let amount = |text: &str| Decimal::parse(text.as_bytes()).unwrap();
+        assert!(amount("1.50").same_amount(amount("1.5")));
+        assert!(!amount("1.51").same_amount(amount("1.5")));
+    }
+}
