@@ -10,7 +10,7 @@
 
 mod ack;
 mod ledger;
-//mod outbox;
+mod outbox;
 mod ranges;
 pub mod topic;
 
@@ -18,7 +18,7 @@ use std::fmt;
 
 pub use ack::{Ack, EpochAck, Tally};
 pub use ledger::{Arrival, Ledger};
-//pub use outbox::{AckEffect, Limits, Next, Outbox};
+pub use outbox::{AckEffect, Limits, Next, Outbox};
 pub use ranges::Ranges;
 
 /// One run of a gateway: 128 random bits, new at every start, with no order in them.
