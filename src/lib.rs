@@ -16,10 +16,10 @@ pub mod delivery;
 pub mod payload;
 //WIP pub mod simulate;
 // --- edges ---
-//WIP pub mod config;
+pub mod config;
 //WIP pub mod port;
 //WIP pub mod collect;
-//WIP pub mod journal;
+pub mod journal;
 //WIP pub mod mqtt;
 //WIP pub mod store;
 //WIP pub mod daemon;

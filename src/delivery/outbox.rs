@@ -515,7 +515,10 @@ mod tests {
         assert_eq!(pump(&mut outbox, s(0)).0, [7, 8, 1]);
         assert_eq!(outbox.depth(), 3);
         // The store may have more of an earlier run than a power cut left in the journal.
-        assert_eq!(outbox.acknowledged(&ack(OLD, 12, &[], "g"), s(1)), AckEffect { confirmed: 2, ..Default::default() });
+        assert_eq!(
+            outbox.acknowledged(&ack(OLD, 12, &[], "g"), s(1)),
+            AckEffect { confirmed: 2, ..Default::default() }
+        );
     }
 
     #[test]

@@ -1,0 +1,621 @@
+//! The configuration file: TOML to checked values.
+//!
+//! Enters: the text of a file. Leaves: a [`Config`] in which every value is usable as it stands, or a
+//! [`ConfigError`] that names the line and the remedy. Which sections are there says which roles the
+//! process takes: `[[p1]]` makes it a gateway, `[store]` a store. Secrets stand in files of their own.
+//!
+//! Not supported yet: `[[mbus]]`, `[http]`, `postgres://`.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::p1::Dialect;
+
+/// Everything a configuration says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// `[gateway]`.
+    #[serde(default)]
+    pub gateway: Gateway,
+    /// `[[p1]]`.
+    #[serde(default)]
+    pub p1: Vec<P1>,
+    /// `[mqtt]`.
+    #[serde(default)]
+    pub mqtt: Mqtt,
+    /// `[store]`.
+    pub store: Option<Store>,
+    /// `[journal]`.
+    #[serde(default)]
+    pub journal: Journal,
+}
+
+/// `[gateway]`: who this process is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Gateway {
+    /// Its name on MQTT; by default made from the board's serial number.
+    pub id: Option<GatewayId>,
+}
+
+/// `[[p1]]`: a port of a smart meter.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct P1 {
+    /// What it is called; names meters that do not name themselves.
+    #[serde(default = "P1::default_name")]
+    pub name: Name,
+    /// Where its bytes come from.
+    pub port: Address,
+    /// Whose tables explain it; by default found from the telegram.
+    #[serde(default, deserialize_with = "dialect")]
+    pub dialect: Option<Dialect>,
+}
+
+/// `[mqtt]`: the broker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Mqtt {
+    /// The broker; without it one is embedded.
+    pub url: Option<BrokerUrl>,
+    /// User name at the broker.
+    pub user: Option<String>,
+    /// File that holds the password, a trailing line end ignored.
+    pub password_file: Option<PathBuf>,
+    /// Certificate authority to trust (PEM); by default those of the system.
+    pub ca: Option<PathBuf>,
+    /// Client certificate (PEM), with `key`.
+    pub cert: Option<PathBuf>,
+    /// Private key of `cert` (PEM).
+    pub key: Option<PathBuf>,
+    /// Where the embedded broker listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What all topics begin with.
+    pub base_topic: BaseTopic,
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self {
+            url: None,
+            user: None,
+            password_file: None,
+            ca: None,
+            cert: None,
+            key: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            base_topic: BaseTopic("meterkast".to_owned()),
+        }
+    }
+}
+
+/// `[store]`: the time-series store.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Store {
+    /// The database.
+    pub url: StoreUrl,
+    /// Its name in acknowledgements.
+    #[serde(default = "StoreId::main")]
+    pub id: StoreId,
+    /// How long a message may wait for others before they are committed together.
+    #[serde(default = "Store::default_commit", deserialize_with = "duration")]
+    pub commit: Duration,
+    /// How long single messages are kept, counted back from their meter's newest. Quarter-hour
+    /// registers stay for ever.
+    #[serde(default = "Store::default_retention", deserialize_with = "duration")]
+    pub retention: Duration,
+}
+
+/// `[journal]`: what is kept until it is stored.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Journal {
+    /// A directory, used by one process.
+    pub path: PathBuf,
+    /// Which stores must confirm a message; by default this process's own, or `main`.
+    pub stores: Option<Vec<StoreId>>,
+    /// Most bytes kept; then the oldest go.
+    #[serde(deserialize_with = "bytes")]
+    pub max_bytes: u64,
+    /// How often what was written is made to survive a power cut.
+    #[serde(deserialize_with = "duration")]
+    pub sync: Duration,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("/var/lib/meterkast/journal"),
+            stores: None,
+            max_bytes: 1 << 30,
+            sync: Duration::from_secs(10),
+        }
+    }
+}
+
+impl P1 {
+    fn default_name() -> Name {
+        Name("p1".to_owned())
+    }
+}
+
+impl Store {
+    fn default_commit() -> Duration {
+        Duration::from_secs(30)
+    }
+
+    fn default_retention() -> Duration {
+        Duration::from_secs(92 * 86_400)
+    }
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A serial device, a file or a pipe: what it is shows when it is opened.
+    Path(PathBuf),
+    /// `tcp://host:port`.
+    Tcp(String),
+    /// `-`: standard input.
+    Stdin,
+}
+
+impl Address {
+    /// Reads `tcp://host:port`, `-` or a path.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Stdin);
+        }
+        if let Some(target) = text.strip_prefix("tcp://") {
+            let valid =
+                target.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            return if valid {
+                Ok(Self::Tcp(target.to_owned()))
+            } else {
+                Err(format!("`{text}` has no port number: write tcp://host:port, such as \"tcp://192.168.1.20:23\""))
+            };
+        }
+        if text.is_empty() || text.contains("://") {
+            return Err(format!(
+                "`{text}` is no port: write a device such as \"/dev/serial/by-id/usb-...\", \"tcp://host:port\", a file, or \"-\" for standard input"
+            ));
+        }
+        Ok(Self::Path(PathBuf::from(text)))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Tcp(target) => write!(f, "tcp://{target}"),
+            Self::Stdin => f.write_str("standard input"),
+        }
+    }
+}
+
+/// `mqtt://host[:port]` or `mqtts://host[:port]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// Name or address.
+    pub host: String,
+    /// 1883 or 8883 unless given.
+    pub port: u16,
+    /// Whether it is `mqtts`.
+    pub tls: bool,
+}
+
+impl BrokerUrl {
+    /// Reads a URL. The error never repeats what may be a password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const FORM: &str = "write \"mqtt://host:1883\" or \"mqtts://host:8883\"";
+        let (tls, rest) = if let Some(rest) = text.strip_prefix("mqtts://") {
+            (true, rest)
+        } else if let Some(rest) = text.strip_prefix("mqtt://") {
+            (false, rest)
+        } else {
+            return Err(format!("the URL of the broker begins neither with mqtt:// nor with mqtts://: {FORM}"));
+        };
+        if rest.contains('@') {
+            return Err(
+                "the URL of the broker holds a user or a password: use the keys `user` and `password-file`".into()
+            );
+        }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let default = if tls { 8883 } else { 1883 };
+        let (host, port) = match rest.rsplit_once(':') {
+            // A colon inside brackets belongs to an IPv6 address.
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().map_err(|_| format!("`{port}` is no port number: {FORM}"))?)
+            }
+            _ => (rest, default),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() || host.contains(['/', '?', '#', ' ']) {
+            return Err(format!("the URL of the broker names no host: {FORM}"));
+        }
+        Ok(Self { host: host.to_owned(), port, tls })
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "mqtts" } else { "mqtt" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// `sqlite:///path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreUrl(PathBuf);
+
+impl StoreUrl {
+    /// Reads a URL.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            // Not repeated: it may hold a password.
+            return Err(
+                "PostgreSQL is not supported by this version: use \"sqlite:///var/lib/meterkast/meterkast.db\"".into(),
+            );
+        }
+        match text.strip_prefix("sqlite://") {
+            Some(path) if !path.is_empty() && !path.contains('?') => Ok(Self(PathBuf::from(path))),
+            _ => Err("the URL of the store is not of the form \"sqlite:///var/lib/meterkast/meterkast.db\"".into()),
+        }
+    }
+
+    /// A database at this path.
+    pub fn sqlite(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sqlite://{}", self.0.display())
+    }
+}
+
+/// A text that passed its check.
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks the text.
+            pub fn parse(text: &str) -> Result<Self, String> {
+                let check: fn(&str) -> Result<(), String> = $check;
+                check(text).map(|()| Self(text.to_owned()))
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+checked_text!(
+    /// A gateway's id: a name that does not begin with `_`, which the stores' topics begin with.
+    GatewayId,
+    |text| {
+        name(text)?;
+        if text.starts_with('_') { Err(format!("`{text}` begins with `_`: choose another id")) } else { Ok(()) }
+    }
+);
+checked_text!(
+    /// A store's id: a name that is not the last level of a meter's topic.
+    StoreId,
+    |text| {
+        name(text)?;
+        let taken = matches!(text, "telegram" | "backlog" | "state" | "interval");
+        if taken { Err(format!("`{text}` is the name of a topic: choose another id")) } else { Ok(()) }
+    }
+);
+checked_text!(
+    /// A port's name.
+    Name,
+    name
+);
+checked_text!(
+    /// One or more topic levels.
+    BaseTopic,
+    |text| {
+        let valid = !text.is_empty()
+            && text.len() <= 64
+            && !text.starts_with('$')
+            && text.split('/').all(|level| !level.is_empty() && !level.contains(['+', '#', '\0']));
+        if valid { Ok(()) } else { Err(format!("`{text}` is no topic: use levels without + and #, such as \"meterkast\"")) }
+    }
+);
+
+impl StoreId {
+    fn main() -> Self {
+        Self("main".to_owned())
+    }
+}
+
+/// 1 to 64 bytes without control characters.
+fn name(text: &str) -> Result<(), String> {
+    if (1..=64).contains(&text.len()) && !text.chars().any(char::is_control) {
+        Ok(())
+    } else {
+        Err("a name has 1 to 64 characters, none of them a control character".into())
+    }
+}
+
+macro_rules! deserialize_by_parse {
+    ($($name:ident),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+deserialize_by_parse!(Address, BrokerUrl, StoreUrl, GatewayId, StoreId, Name, BaseTopic);
+
+fn dialect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dialect>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match Dialect::NAMES.iter().find(|(name, _)| *name == text) {
+        Some((_, dialect)) => Ok(Some(*dialect)),
+        None => {
+            let names = Dialect::NAMES.map(|(name, _)| name);
+            Err(de::Error::custom(with_nearest(&format!("unknown dialect `{text}`"), &text, &names)))
+        }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).ok_or_else(|| {
+        de::Error::custom(format!(
+            "`{text}` is no duration: write a whole number and ms, s, m, h or d, such as \"30s\" or \"15m\""
+        ))
+    })
+}
+
+/// A whole number and `ms`, `s`, `m`, `h` or `d`; more than nothing, at most a hundred years.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|letter: char| !letter.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(split)?;
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let total = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
+    (1..=36_525 * 86_400_000).contains(&total).then(|| Duration::from_millis(total))
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    /// Below this a journal could not hold what may be outstanding.
+    const LEAST: u64 = 16 << 20;
+    let text = String::deserialize(deserializer)?;
+    let parse = || {
+        let split = text.find(|letter: char| !letter.is_ascii_digit())?;
+        let (number, unit) = text.split_at_checked(split)?;
+        let factor: u64 = match unit {
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(factor)
+    };
+    match parse() {
+        Some(bytes) if bytes >= LEAST => Ok(bytes),
+        Some(_) => Err(de::Error::custom(format!("`{text}` is too small: at least \"16MiB\""))),
+        None => Err(de::Error::custom(format!(
+            "`{text}` is no size: write a whole number and MiB or GiB, such as \"1GiB\""
+        ))),
+    }
+}
+
+/// What is wrong with a configuration, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, as the user named it.
+    pub file: String,
+    /// The line, from 1; 0 when no single line is at fault.
+    pub line: usize,
+    /// What and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line == 0 {
+            write!(f, "{}: {}", self.file, self.message)
+        } else {
+            write!(f, "{}:{}: {}", self.file, self.line, self.message)
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.display().to_string(),
+            line: 0,
+            message: format!("cannot be read: {error}; name the configuration with --config FILE"),
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads and checks a text; `file` is how errors name it.
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| {
+                text.bytes().take(span.start).filter(|&byte| byte == b'\n').count().saturating_add(1)
+            });
+            ConfigError { file: file.to_owned(), line, message: explain(error.message()) }
+        })?;
+        let wrong = |message: String| Err(ConfigError { file: file.to_owned(), line: 0, message });
+        for (index, port) in config.p1.iter().enumerate() {
+            if config.p1.iter().take(index).any(|other| other.name == port.name) {
+                let name = port.name.as_str();
+                return wrong(format!("two ports are named `{name}`: give each [[p1]] a `name` of its own"));
+            }
+            if config.p1.iter().take(index).any(|other| other.port == port.port) {
+                return wrong(format!("two [[p1]] read from {}: each port can be read once", port.port));
+            }
+        }
+        if config.mqtt.cert.is_some() != config.mqtt.key.is_some() {
+            return wrong("[mqtt] has one of `cert` and `key`: a client certificate needs both".into());
+        }
+        let tls = config.mqtt.url.as_ref().is_some_and(|url| url.tls);
+        if !tls && (config.mqtt.ca.is_some() || config.mqtt.cert.is_some()) {
+            return wrong("[mqtt] has `ca` or `cert`, but its `url` is not mqtts://".into());
+        }
+        if config.mqtt.password_file.is_some() && config.mqtt.user.is_none() {
+            return wrong("[mqtt] has a `password-file` but no `user`".into());
+        }
+        if config.p1.is_empty() && config.store.is_none() {
+            return wrong("nothing to do: add a [[p1]] with a `port`, or a [store] with a `url`".into());
+        }
+        Ok(config)
+    }
+
+    /// The stores that must confirm a message: the listed ones, or this process's own, or `main`.
+    pub fn stores(&self) -> Vec<String> {
+        match &self.journal.stores {
+            Some(stores) => stores.iter().map(|store| store.as_str().to_owned()).collect(),
+            None => vec![self.store.as_ref().map_or("main", |store| store.id.as_str()).to_owned()],
+        }
+    }
+}
+
+/// serde's words for an unknown key, with the nearest known one.
+fn explain(message: &str) -> String {
+    let parse = || {
+        let (key, rest) = message.strip_prefix("unknown field `")?.split_once('`')?;
+        let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+        Some(with_nearest(&format!("unknown key `{key}`"), key, &known))
+    };
+    parse().unwrap_or_else(|| message.replace("missing field", "missing key"))
+}
+
+fn with_nearest(what: &str, word: &str, known: &[&str]) -> String {
+    let nearest = known.iter().max_by(|a, b| strsim::jaro_winkler(word, a).total_cmp(&strsim::jaro_winkler(word, b)));
+    match nearest {
+        Some(nearest) if strsim::jaro_winkler(word, nearest) > 0.7 => {
+            format!("{what}: did you mean `{nearest}`? Known here: {}", known.join(", "))
+        }
+        _ => format!("{what}. Known here: {}", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[[p1]]\nport = \"/dev/ttyUSB0\"\n[store]\nurl = \"sqlite:///tmp/x.db\"\n";
+
+    fn error(text: &str) -> String {
+        Config::parse(text, "c.toml").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = Config::parse(GOOD, "c.toml").unwrap();
+        assert_eq!(config.p1[0].name.as_str(), "p1");
+        assert_eq!(config.mqtt.listen.to_string(), "127.0.0.1:1883");
+        assert_eq!(config.mqtt.base_topic.as_str(), "meterkast");
+        assert_eq!(config.store.as_ref().unwrap().commit, Duration::from_secs(30));
+        assert_eq!(config.journal.sync, Duration::from_secs(10));
+        assert_eq!(config.stores(), ["main"]);
+    }
+
+    #[test]
+    fn names_the_line_and_the_nearest_key() {
+        assert_eq!(
+            error("[[p1]]\nprot = \"/dev/ttyUSB0\"\n"),
+            "c.toml:2: unknown key `prot`: did you mean `port`? Known here: name, port, dialect"
+        );
+        assert!(error("[gatway]\nid = \"x\"\n").starts_with("c.toml:1: unknown key `gatway`: did you mean `gateway`?"));
+        assert!(error("[[p1]]\nname = \"a\"\n").contains("missing key `port`"));
+        assert!(
+            error("[[p1]]\nport = \"/dev/a\"\ndialect = \"belgum\"\n")
+                .contains("c.toml:3: unknown dialect `belgum`: did you mean `belgium`?")
+        );
+        assert!(error("[[p1]\n").starts_with("c.toml:1: "));
+    }
+
+    #[test]
+    fn values_are_checked_where_they_stand() {
+        assert!(error(&format!("{GOOD}commit = \"30\"\n")).starts_with("c.toml:5: `30` is no duration"));
+        assert!(error("[[p1]]\nport = \"tcp://host\"\n").starts_with("c.toml:2: `tcp://host` has no port number"));
+        assert!(error(&format!("{GOOD}[mqtt]\nurl = \"http://x\"\n")).starts_with("c.toml:6: the URL of the broker"));
+        assert!(error(&format!("{GOOD}[mqtt]\nlisten = \"localhost\"\n")).starts_with("c.toml:6: "));
+        assert!(error(&format!("{GOOD}[journal]\nmax-bytes = \"1MiB\"\n")).contains("at least \"16MiB\""));
+        assert!(error(&format!("{GOOD}[gateway]\nid = \"_x\"\n")).contains("begins with `_`"));
+        assert!(error("[store]\nurl = \"sqlite:///x\"\nid = \"state\"\n").contains("name of a topic"));
+    }
+
+    #[test]
+    fn secrets_are_not_repeated() {
+        let said = error(&format!("{GOOD}[mqtt]\nurl = \"mqtt://me:hunter2@host\"\n"));
+        assert!(said.contains("password-file") && !said.contains("hunter2"), "{said}");
+        let said = error("[store]\nurl = \"postgres://me:hunter2@host/db\"\n");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (text, part) in [
+            ("", "nothing to do"),
+            ("[[p1]]\nport = \"/dev/a\"\n[[p1]]\nport = \"/dev/b\"\n", "two ports are named"),
+            ("[[p1]]\nname = \"a\"\nport = \"/dev/a\"\n[[p1]]\nport = \"/dev/a\"\n", "two [[p1]] read from"),
+            ("[store]\nurl = \"sqlite:///x\"\n[mqtt]\nurl = \"mqtts://h\"\ncert = \"c\"\n", "needs both"),
+            ("[store]\nurl = \"sqlite:///x\"\n[mqtt]\nurl = \"mqtt://h\"\nca = \"c\"\n", "not mqtts"),
+        ] {
+            assert!(error(text).contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn broker_urls_have_their_default_ports() {
+        let show = |text| BrokerUrl::parse(text).map(|url| url.to_string());
+        assert_eq!(show("mqtt://broker").unwrap(), "mqtt://broker:1883");
+        assert_eq!(show("mqtts://broker/").unwrap(), "mqtts://broker:8883");
+        assert_eq!(show("mqtt://[::1]:1884").unwrap(), "mqtt://[::1]:1884");
+        assert_eq!(show("mqtt://[::1]").unwrap(), "mqtt://[::1]:1883");
+        assert!(show("mqtt://").is_err());
+        assert!(show("mqtt://host:99999").is_err());
+    }
+
+    #[test]
+    fn durations_and_sizes_are_exact() {
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_duration("92d"), Some(Duration::from_secs(92 * 86_400)));
+        for text in ["", "s", "0s", "1.5s", "-1s", "1w", "99999999999999999999d", "40000d"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+}
