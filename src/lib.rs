@@ -17,10 +17,10 @@ pub mod payload;
 //WIP pub mod simulate;
 // --- edges ---
 pub mod config;
-//WIP pub mod port;
-//WIP pub mod collect;
+pub mod port;
+pub mod collect;
 pub mod journal;
-//WIP pub mod mqtt;
+pub mod mqtt;
 //WIP pub mod store;
 //WIP pub mod daemon;
 //WIP pub mod cli;

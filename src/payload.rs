@@ -198,7 +198,9 @@ fn list<T>(json: &mut String, open: char, items: &[T], mut write: impl FnMut(&mu
 
 fn moment(json: &mut String, moment: Option<Moment>) {
     match moment {
-        Some(moment) => drop(write!(json, "\"{moment}\"")),
+        Some(moment) => {
+            let _ = write!(json, "\"{moment}\"");
+        }
         None => json.push_str("null"),
     }
 }

@@ -355,7 +355,9 @@ pub fn escape(bytes: &[u8]) -> String {
             b'\\' => text.push_str("\\\\"),
             b' '..=b'~' => text.push(char::from(byte)),
             // Writing to a String cannot fail.
-            _ => drop(write!(text, "\\x{byte:02x}")),
+            _ => {
+                let _ = write!(text, "\\x{byte:02x}");
+            }
         }
     }
     text

@@ -28,7 +28,7 @@ pub fn level(name: &str) -> String {
             level.push(char::from(byte));
         } else {
             // Writing to a String cannot fail.
-            drop(write!(level, "~{byte:02x}"));
+            let _ = write!(level, "~{byte:02x}");
         }
     }
     level

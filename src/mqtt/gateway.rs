@@ -1,0 +1,662 @@
+//! The gateway's side of the delivery promise: journal, outbox and connection together.
+//!
+//! Enters: what the ports gathered. Leaves: messages on MQTT, live and through the backlog, until the
+//! listed stores have confirmed them; and what an installer wants to see (`state`, `interval`,
+//! `status`, `health`).
+//!
+//! A message is written to the journal before it is sent anywhere. While the journal cannot be written,
+//! messages wait in memory and then the ports wait, so nothing is taken that could not be kept.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt::Write as _,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::{
+    MAX_PACKET,
+    link::{self, Command, Event, Link, Tag, Will},
+};
+use crate::{
+    collect::{Gathered, What},
+    config::{self, BrokerUrl},
+    delivery::{Ack, Epoch, Limits, Next, Outbox, Tally, topic},
+    journal::{Journal, JournalError},
+    moment::Moment,
+    payload::{self, Envelope},
+    reading::Report,
+};
+
+/// Messages that wait in memory while the journal cannot be written; then the ports wait.
+const MOST_UNWRITTEN: usize = 1000;
+/// Meters whose last state is remembered: far more than a gateway has.
+const MOST_STATES: usize = 1000;
+/// How long to wait for the stores' retained acknowledgements before an earlier run is sent again.
+const ACK_GRACE: Duration = Duration::from_secs(2);
+/// Regular interval of `health`, and the shortest one on changes.
+const HEALTH: Duration = Duration::from_secs(60);
+const HEALTH_ON_CHANGE: Duration = Duration::from_secs(5);
+
+/// What a gateway is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its id.
+    pub id: Arc<str>,
+    /// `[mqtt]`.
+    pub mqtt: config::Mqtt,
+    /// `[journal]`.
+    pub journal: config::Journal,
+    /// The stores that must confirm; none: the broker confirms.
+    pub stores: Vec<String>,
+    /// Whether it speaks for a meter now: sends live, and says how things stand. Otherwise everything
+    /// goes through the backlog.
+    pub live: bool,
+    /// At the end of the input: wait until everything is confirmed, or nothing was for this long.
+    pub drain: Option<Duration>,
+}
+
+/// How it went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Messages that the journal accepted in this run.
+    pub messages: u64,
+    /// Of those, confirmed by all listed stores.
+    pub acknowledged: u64,
+    /// What became of them, as the first listed store says.
+    pub tally: Tally,
+}
+
+/// A gateway that is ready to run: its journal is open.
+#[derive(Debug)]
+pub struct Gateway {
+    settings: Settings,
+    epoch: Epoch,
+    journal: Journal,
+    outbox: Outbox,
+    began: Instant,
+    link: Option<Link>,
+    connected: bool,
+    /// Nothing goes through the backlog before.
+    not_before: Duration,
+    /// When to look at the outbox again; None: when something happens.
+    wake: Option<Duration>,
+    /// Whether the outbox may have something to send.
+    eager: bool,
+    unwritten: VecDeque<Accepted>,
+    /// Said once, until writing works again.
+    write_failed: bool,
+    /// The last state of each meter, and the quarter-hour of its last `interval`.
+    states: HashMap<String, (String, Option<(i64, String)>)>,
+    /// Where the broker confirms: what is underway.
+    underway: HashMap<Tag, (Epoch, u64)>,
+    next_tag: Tag,
+    health: Health,
+}
+
+#[derive(Debug)]
+struct Accepted {
+    report: Report<String>,
+    received_at: Moment,
+    body: String,
+}
+
+/// What `health` tells.
+#[derive(Debug, Default)]
+struct Health {
+    accepted: u64,
+    rejected: BTreeMap<&'static str, u64>,
+    messages: u64,
+    lost: u64,
+    acks_ignored: u64,
+    unknown: u64,
+    ports: BTreeMap<Arc<str>, String>,
+    changed: bool,
+    said: Option<Duration>,
+}
+
+/// How an event left the gateway.
+enum Flow {
+    On,
+    InputEnded,
+}
+
+impl Gateway {
+    /// Opens the journal, under a new epoch.
+    pub fn open(settings: Settings) -> Result<Self, JournalError> {
+        let epoch = Epoch::from_bits(random_bits());
+        let (journal, held, damage) = Journal::open(&settings.journal.path, epoch, settings.journal.max_bytes)?;
+        for damage in damage {
+            tracing::warn!("journal: {damage}");
+        }
+        let mut outbox = Outbox::new(&settings.stores, Limits::default());
+        for run in &held {
+            outbox.hold(run.epoch, run.first, run.last);
+        }
+        outbox.hold(epoch, 1, 0);
+        if !held.is_empty() {
+            tracing::info!("journal: holds {} messages of {} earlier runs", outbox.depth(), held.len());
+        }
+        Ok(Self {
+            epoch,
+            journal,
+            outbox,
+            began: Instant::now(),
+            link: None,
+            connected: false,
+            not_before: if held.is_empty() { Duration::ZERO } else { ACK_GRACE },
+            wake: None,
+            eager: true,
+            unwritten: VecDeque::new(),
+            write_failed: false,
+            states: HashMap::new(),
+            underway: HashMap::new(),
+            next_tag: 0,
+            health: Health { changed: true, ..Health::default() },
+            settings,
+        })
+    }
+
+    /// Runs until `input` closes. `broker` says where the broker is as soon as that is known.
+    pub async fn run(
+        mut self,
+        mut input: mpsc::Receiver<Gathered>,
+        mut broker: watch::Receiver<Option<BrokerUrl>>,
+    ) -> Summary {
+        let mut sync = tokio::time::interval(self.settings.journal.sync);
+        sync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(64);
+        let mut ended = false;
+        let mut progress = (u64::MAX, Instant::now());
+        self.connect(broker.borrow_and_update().clone());
+        loop {
+            if ended && self.finished(&mut progress) {
+                break;
+            }
+            self.pump();
+            let wake = self.wake.map(|wake| self.began + wake);
+            let commands = self.link.as_ref().map(|link| link.commands.clone());
+            tokio::select! {
+                count = input.recv_many(&mut batch, 64), if !ended && self.unwritten.len() < MOST_UNWRITTEN => {
+                    if let Flow::InputEnded = self.take_in(count, &mut batch) {
+                        ended = true;
+                        progress.1 = Instant::now();
+                        if self.settings.drain.is_some() {
+                            // Do not wait for patience: what is unconfirmed goes out again, and a store
+                            // commits what comes through the backlog at once.
+                            self.outbox.start_over(self.now());
+                            self.eager = true;
+                        }
+                    }
+                }
+                event = next_event(&mut self.link) => self.hear(event),
+                () = room(commands), if self.connected && self.eager => {}
+                () = sleep_until(wake), if wake.is_some() => self.eager = true,
+                _ = second.tick() => self.each_second(),
+                _ = sync.tick() => self.sync(),
+                Ok(()) = broker.changed(), if self.link.is_none() => {
+                    let url = broker.borrow_and_update().clone();
+                    self.connect(url);
+                }
+            }
+        }
+        self.close().await
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn connect(&mut self, url: Option<BrokerUrl>) {
+        let Some(url) = url else { return };
+        let Settings { id, mqtt, live, .. } = &self.settings;
+        let base = mqtt.base_topic.as_str();
+        // A replay beside a running gateway is another client, and must not take its place.
+        let (client, will) = if *live {
+            (format!("meterkast-{}", topic::level(id)), topic::of_gateway(base, id, "status"))
+        } else {
+            (
+                format!("meterkast-{}-{:08x}", topic::level(id), self.epoch.bits() as u32),
+                topic::of_gateway(base, id, "replay"),
+            )
+        };
+        match link::start(&url, &client, mqtt, Will { topic: will, payload: "offline".into() }) {
+            Ok(link) => self.link = Some(link),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    fn take_in(&mut self, count: usize, batch: &mut Vec<Gathered>) -> Flow {
+        if count == 0 {
+            return Flow::InputEnded;
+        }
+        for Gathered { port, what } in batch.drain(..) {
+            match what {
+                What::Telegram { reports, received_at, .. } => {
+                    self.health.accepted = self.health.accepted.saturating_add(1);
+                    for report in reports {
+                        self.health.unknown = self.health.unknown.saturating_add(report.unknown.len() as u64);
+                        let body = payload::body(&report, received_at);
+                        self.unwritten.push_back(Accepted { report, received_at, body });
+                    }
+                }
+                What::Rejected(rejected) => {
+                    let count = self.health.rejected.entry(rejected.reason.kind()).or_default();
+                    *count = count.saturating_add(1);
+                    self.health.changed = true;
+                    // A noisy line must not fill the log: the 1st, 2nd, 4th, 8th... of each kind.
+                    if self.settings.live && count.is_power_of_two() {
+                        tracing::warn!(
+                            "port {port}: at byte {}: {} ({count} of this kind)",
+                            rejected.offset,
+                            rejected.reason
+                        );
+                    }
+                }
+                What::Opened(settings) => {
+                    let how = settings.map_or(String::new(), |settings| format!(" at {}", settings.name()));
+                    self.port(&port, format!("open{how}"));
+                }
+                What::Lost(error) => self.port(&port, error.to_string()),
+                What::Ended => self.port(&port, "its input has ended".to_owned()),
+            }
+        }
+        self.write();
+        Flow::On
+    }
+
+    fn port(&mut self, port: &Arc<str>, state: String) {
+        if self.settings.live {
+            if state.starts_with("open") {
+                tracing::info!("port {port}: {state}");
+            } else {
+                tracing::warn!("port {port}: {state}");
+            }
+        }
+        self.health.ports.insert(port.clone(), state);
+        self.health.changed = true;
+    }
+
+    /// Writes what waits to the journal, and sends it live.
+    fn write(&mut self) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let messages: Vec<(&str, &str)> =
+            self.unwritten.iter().map(|accepted| (accepted.report.meter.as_str(), accepted.body.as_str())).collect();
+        let numbers = match self.journal.append(&messages) {
+            Ok(numbers) => numbers,
+            Err(error) => {
+                if !self.write_failed {
+                    tracing::error!(
+                        "journal {}: cannot be written: {error}; messages wait in memory: free disk space, or see why the disk fails",
+                        self.settings.journal.path.display()
+                    );
+                }
+                self.write_failed = true;
+                return;
+            }
+        };
+        if self.write_failed {
+            tracing::info!("journal: can be written again");
+            self.write_failed = false;
+        }
+        self.health.messages = self.health.messages.saturating_add(numbers.len() as u64);
+        self.eager = true;
+        let accepted: Vec<Accepted> = self.unwritten.drain(..).collect();
+        for (accepted, (seq, prev)) in accepted.into_iter().zip(numbers) {
+            self.outbox.accepted(seq);
+            if self.settings.live {
+                self.send_live(&accepted, seq, prev);
+            }
+        }
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        loop {
+            match self.journal.trim() {
+                Ok(Some(held)) => {
+                    let lost = self.outbox.gave_up(held.epoch, held.first);
+                    if lost > 0 {
+                        tracing::error!(
+                            "journal: full; {lost} messages that no store had confirmed are lost: see why the stores do not confirm, or raise [journal] max-bytes"
+                        );
+                        self.health.lost = self.health.lost.saturating_add(lost);
+                        self.health.changed = true;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("journal: the oldest segment cannot be removed: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn send_live(&mut self, accepted: &Accepted, seq: u64, prev: u64) {
+        let Accepted { report, received_at, body } = accepted;
+        let state = payload::state(report, *received_at);
+        let quarter = report.measured_at.unwrap_or(*received_at).quarter();
+        if self.states.len() >= MOST_STATES && !self.states.contains_key(&report.meter) {
+            self.states.clear();
+        }
+        let entry = self.states.entry(report.meter.clone()).or_default();
+        entry.0.clone_from(&state);
+        // The first telegram of a quarter-hour; a clock that steps back does not make another.
+        let interval = entry.1.as_ref().is_none_or(|(last, _)| quarter > *last);
+        if interval {
+            entry.1 = Some((quarter, state.clone()));
+        }
+        if !self.connected {
+            return;
+        }
+        let envelope = self.envelope(self.epoch, seq, prev);
+        if self.send_message(topic::Stream::Telegram, &report.meter, &envelope, body) {
+            let now = self.now();
+            self.outbox.went_live(seq, now);
+        }
+        self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "state"), state.clone());
+        if interval {
+            self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "interval"), state);
+        }
+    }
+
+    fn base(&self) -> &str {
+        self.settings.mqtt.base_topic.as_str()
+    }
+
+    fn envelope(&self, epoch: Epoch, seq: u64, prev: u64) -> Envelope {
+        Envelope { gateway: self.settings.id.to_string(), epoch, seq, prev, first: self.outbox.first(epoch).max(1) }
+    }
+
+    /// Hands a message to the connection. False when there is no room, or it is larger than any broker
+    /// would take.
+    fn send_message(&mut self, stream: topic::Stream, meter: &str, envelope: &Envelope, body: &str) -> bool {
+        let topic = topic::of_meter(self.base(), &self.settings.id, meter, stream.name());
+        let payload = payload::message(envelope, body);
+        if payload.len().saturating_add(topic.len()).saturating_add(16) > MAX_PACKET {
+            return false;
+        }
+        let tag = self.settings.stores.is_empty().then(|| {
+            self.next_tag = self.next_tag.wrapping_add(1);
+            self.next_tag
+        });
+        let Some(link) = &self.link else { return false };
+        let sent = link.commands.try_send(Command::Publish { topic, payload, retain: false, tag }).is_ok();
+        if let (true, Some(tag)) = (sent, tag) {
+            self.underway.insert(tag, (envelope.epoch, envelope.seq));
+        }
+        sent
+    }
+
+    /// Publishes something that is only ever worth its last value: dropped when there is no room.
+    fn retain(&self, topic: String, payload: String) {
+        if let (Some(link), true) = (&self.link, self.connected) {
+            let _ = link.commands.try_send(Command::Publish { topic, payload, retain: true, tag: None });
+        }
+    }
+
+    /// Sends through the backlog as long as there is room and reason.
+    fn pump(&mut self) {
+        self.wake = None;
+        if !self.connected {
+            return;
+        }
+        while self.eager {
+            let now = self.now();
+            if now < self.not_before {
+                self.wake = Some(self.not_before);
+                return;
+            }
+            if self.link.as_ref().is_none_or(|link| link.commands.capacity() == 0) {
+                return;
+            }
+            match self.outbox.next(now) {
+                Next::Wait(until) => {
+                    self.wake = until;
+                    self.eager = false;
+                }
+                Next::Send { epoch, seq } => self.send_again(epoch, seq),
+            }
+        }
+        if self.wake.is_none()
+            && let Next::Wait(until) = self.outbox.next(self.now())
+        {
+            self.wake = until;
+        }
+    }
+
+    fn send_again(&mut self, epoch: Epoch, seq: u64) {
+        let record = match self.journal.read(epoch, seq) {
+            Ok(Some(record)) => record,
+            Ok(None) => return self.lose(epoch, seq, "it is damaged"),
+            Err(error) => return self.lose(epoch, seq, &error.to_string()),
+        };
+        let envelope = self.envelope(epoch, seq, record.prev);
+        if !self.send_message(topic::Stream::Backlog, &record.meter, &envelope, &record.body) {
+            return self.lose(epoch, seq, "it is larger than a packet may be");
+        }
+        let now = self.now();
+        self.outbox.sent(epoch, seq, record.body.len(), now, random_bits() as u32);
+    }
+
+    fn lose(&mut self, epoch: Epoch, seq: u64, reason: &str) {
+        tracing::error!("journal: message {seq} of run {epoch} cannot be sent: {reason}");
+        self.outbox.unreadable(epoch, seq);
+        self.health.lost = self.health.lost.saturating_add(1);
+        self.health.changed = true;
+    }
+
+    fn hear(&mut self, event: Option<Event>) {
+        let now = self.now();
+        match event {
+            Some(Event::Connected) => {
+                self.connected = true;
+                self.not_before = if self.not_before.is_zero() { now } else { now.saturating_add(ACK_GRACE) };
+                self.greet();
+            }
+            Some(Event::Disconnected { reason }) => {
+                // Said when it breaks and at the first failure, not at each attempt.
+                if self.connected || self.health.said.is_none() {
+                    tracing::warn!("{reason}; meanwhile the journal keeps everything");
+                    self.health.said = Some(now);
+                }
+                self.connected = false;
+                self.underway.clear();
+                self.outbox.start_over(now);
+            }
+            Some(Event::Published(tag)) => {
+                if let Some((epoch, seq)) = self.underway.remove(&tag) {
+                    self.outbox.published(epoch, seq, now);
+                }
+            }
+            Some(Event::Dropped(tag)) => drop(self.underway.remove(&tag)),
+            Some(Event::Message { topic, payload, retained }) => self.hear_store(&topic, &payload, retained),
+            None => {
+                self.link = None;
+                self.connected = false;
+            }
+        }
+        self.eager = true;
+    }
+
+    /// After each connection: listen to the stores, and say how things stand.
+    fn greet(&mut self) {
+        let base = self.base().to_owned();
+        let id = self.settings.id.clone();
+        let mut topics = vec![topic::ack(&base, &id, "+").replace("~2b", "+")];
+        topics.extend(self.settings.stores.iter().map(|store| topic::of_store(&base, store)));
+        if let Some(link) = &self.link {
+            let _ = link.commands.try_send(Command::Subscribe(topics));
+        }
+        tracing::info!("connected to the broker as gateway {id}");
+        if self.settings.live {
+            self.retain(topic::of_gateway(&base, &id, "status"), "online".into());
+            for (meter, (state, interval)) in &self.states {
+                self.retain(topic::of_meter(&base, &id, meter, "state"), state.clone());
+                if let Some((_, state)) = interval {
+                    self.retain(topic::of_meter(&base, &id, meter, "interval"), state.clone());
+                }
+            }
+            self.health.changed = true;
+            self.health.said = None;
+        }
+    }
+
+    fn hear_store(&mut self, topic: &str, payload: &[u8], retained: bool) {
+        let now = self.now();
+        match topic::parse_from_store(self.base(), &self.settings.id, topic) {
+            Some(topic::FromStore::Ack(level)) => match Ack::from_json(payload) {
+                Ok(ack) if topic::level(&ack.store) == level => {
+                    let effect = self.outbox.acknowledged(&ack, now);
+                    if effect.forgotten {
+                        tracing::warn!("store {}: is new or was restored; everything held is sent again", ack.store);
+                    }
+                    self.health.acks_ignored = self.health.acks_ignored.saturating_add(effect.ignored);
+                }
+                Ok(ack) => {
+                    tracing::warn!("an acknowledgement of store {} came under {topic}: ignored", ack.store);
+                    self.health.acks_ignored = self.health.acks_ignored.saturating_add(1);
+                }
+                Err(error) => {
+                    tracing::warn!("an acknowledgement under {topic} cannot be read: {error}");
+                    self.health.acks_ignored = self.health.acks_ignored.saturating_add(1);
+                }
+            },
+            // A store that has just come has none of what was sent to nobody.
+            Some(topic::FromStore::Status(_)) if payload == b"online" && !retained => self.outbox.start_over(now),
+            _ => {}
+        }
+    }
+
+    fn each_second(&mut self) {
+        if self.write_failed {
+            self.write();
+        }
+        let now = self.now();
+        let age = self.health.said.map(|said| now.saturating_sub(said));
+        let due = age.is_none_or(|age| age >= HEALTH || (self.health.changed && age >= HEALTH_ON_CHANGE));
+        if self.settings.live && self.connected && due {
+            self.health.said = Some(now);
+            self.health.changed = false;
+            let json = self.health_json();
+            self.retain(topic::of_gateway(self.base(), &self.settings.id, "health"), json);
+        }
+    }
+
+    fn health_json(&self) -> String {
+        let Health { accepted, rejected, messages, lost, acks_ignored, unknown, ports, .. } = &self.health;
+        let mut json =
+            format!("{{\"schema\":1,\"at\":\"{}\",\"epoch\":\"{}\"", Moment::utc(Timestamp::now()), self.epoch);
+        let depth = self.outbox.depth();
+        // Writing to a String cannot fail.
+        let _ = write!(json, ",\"accepted\":{accepted},\"messages\":{messages},\"depth\":{depth},\"lost\":{lost}");
+        let _ = write!(
+            json,
+            ",\"unwritten\":{},\"unknown\":{unknown},\"acks_ignored\":{acks_ignored}",
+            self.unwritten.len()
+        );
+        json.push_str(",\"rejected\":{");
+        for (index, (kind, count)) in rejected.iter().enumerate() {
+            let _ = write!(json, "{}\"{kind}\":{count}", if index > 0 { "," } else { "" });
+        }
+        json.push_str("},\"ports\":{");
+        for (index, (port, state)) in ports.iter().enumerate() {
+            json.push_str(if index > 0 { "," } else { "" });
+            payload::string(&mut json, port);
+            json.push(':');
+            payload::string(&mut json, state);
+        }
+        json.push_str("}}");
+        json
+    }
+
+    fn sync(&mut self) {
+        match self.journal.sync_file() {
+            // Not here: a slow card would hold everything up.
+            Ok(Some(file)) => drop(tokio::task::spawn_blocking(move || {
+                if let Err(error) = file.sync_data() {
+                    tracing::error!("journal: cannot be synced: {error}; is the disk failing?");
+                }
+            })),
+            Ok(None) => {}
+            Err(error) => tracing::error!("journal: cannot be synced: {error}"),
+        }
+    }
+
+    /// After the input ended: whether there is nothing more to wait for.
+    fn finished(&self, progress: &mut (u64, Instant)) -> bool {
+        let Some(patience) = self.settings.drain else { return true };
+        let depth = self.outbox.depth().saturating_add(self.unwritten.len() as u64);
+        if depth != progress.0 {
+            *progress = (depth, Instant::now());
+        }
+        depth == 0 || progress.1.elapsed() >= patience
+    }
+
+    async fn close(mut self) -> Summary {
+        if let (true, Some(link)) = (self.connected, &mut self.link) {
+            if self.settings.live {
+                let topic = topic::of_gateway(self.settings.mqtt.base_topic.as_str(), &self.settings.id, "status");
+                let offline = Command::Publish { topic, payload: "offline".into(), retain: true, tag: None };
+                let _ = link.commands.try_send(offline);
+            }
+            let _ = link.commands.try_send(Command::Close);
+            let closed =
+                async { while !matches!(link.events.recv().await, None | Some(Event::Disconnected { .. })) {} };
+            let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+        }
+        if let Ok(Some(file)) = self.journal.sync_file()
+            && let Err(error) = file.sync_data()
+        {
+            tracing::error!("journal: cannot be synced: {error}");
+        }
+        Summary {
+            messages: self.health.messages,
+            acknowledged: self.outbox.confirmed(),
+            tally: self.outbox.tally().unwrap_or_default(),
+        }
+    }
+}
+
+async fn next_event(link: &mut Option<Link>) -> Option<Event> {
+    match link {
+        Some(link) => link.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the connection takes another command.
+async fn room(commands: Option<mpsc::Sender<Command>>) {
+    match commands {
+        Some(commands) => drop(commands.reserve().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// 128 random bits of the operating system.
+pub fn random_bits() -> u128 {
+    let mut bits = [0u8; 16];
+    if let Err(error) = getrandom::fill(&mut bits) {
+        // A system without randomness cannot give epochs that differ; the time at least does.
+        tracing::error!("the system gives no random numbers: {error}");
+        return Timestamp::now().as_nanosecond().unsigned_abs();
+    }
+    u128::from_ne_bytes(bits)
+}

@@ -1,0 +1,193 @@
+//! Ports: where bytes come from.
+//!
+//! Enters: an [`Address`]. Leaves: a stream of bytes, or a [`PortError`] in words that an installer can
+//! act on. What a path is (a serial device, a file, a pipe) shows when it is opened, so a device that
+//! is not there yet is waited for.
+//!
+//! Not supported: Windows; setting the request line by software (most cables wire it to +5 V).
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use tokio::io::AsyncRead;
+use tokio_serial::{DataBits, Parity, SerialPortBuilderExt, SerialStream};
+
+use crate::config::Address;
+
+/// How a serial line is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineSettings {
+    /// 115200 baud, 8 data bits, no parity: DSMR 4.0 and later.
+    Fast,
+    /// 9600 baud, 7 data bits, even parity: DSMR 2.2 and 3.0.
+    Slow,
+}
+
+impl LineSettings {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Fast => Self::Slow,
+            Self::Slow => Self::Fast,
+        }
+    }
+
+    /// As installers write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "115200 8N1",
+            Self::Slow => "9600 7E1",
+        }
+    }
+}
+
+/// What kind of stream a port turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A serial line: it may fall silent or vanish, and return.
+    Serial,
+    /// A connection: it may break, and return.
+    Tcp,
+    /// A file, a pipe or standard input: it ends.
+    Finite,
+}
+
+/// An open port.
+pub struct Port {
+    /// Its bytes.
+    pub bytes: Box<dyn AsyncRead + Send + Unpin>,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// Why a port cannot be read, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// There is no such device or file.
+    #[error("there is no {0}: is the adapter plugged in? `ls /dev/serial/by-id/` shows what is")]
+    Missing(PathBuf),
+    /// The device is another process's.
+    #[error("{0} is in use by another process: stop that one (`fuser {0}` names it), or a serial console on it")]
+    Busy(PathBuf),
+    /// The user may not read the device.
+    #[error(
+        "{path} may not be read by this user: add it to group {group} (`sudo usermod -aG {group} $USER`) and log in again"
+    )]
+    Denied {
+        /// The device.
+        path: PathBuf,
+        /// The group that may.
+        group: String,
+    },
+    /// Nobody answers.
+    #[error("tcp://{address} cannot be reached: {reason}; check address and port, and that the other end listens")]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("{address}: {reason}")]
+    Other {
+        /// The port.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// Opens a port.
+pub async fn open(address: &Address, settings: LineSettings) -> Result<Port, PortError> {
+    match address {
+        Address::Stdin => Ok(Port { bytes: Box::new(tokio::io::stdin()), kind: Kind::Finite }),
+        Address::Tcp(target) => match tokio::net::TcpStream::connect(target).await {
+            Ok(stream) => Ok(Port { bytes: Box::new(stream), kind: Kind::Tcp }),
+            Err(error) => Err(PortError::Unreachable { address: target.clone(), reason: error.to_string() }),
+        },
+        Address::Path(path) => {
+            let metadata = std::fs::metadata(path).map_err(|error| explain(path, &error))?;
+            if metadata.file_type().is_char_device() {
+                let bytes = open_serial(path, settings)?;
+                Ok(Port { bytes: Box::new(bytes), kind: Kind::Serial })
+            } else if metadata.is_dir() {
+                Err(PortError::Other { address: path.display().to_string(), reason: "is a directory".into() })
+            } else {
+                let file = tokio::fs::File::open(path).await.map_err(|error| explain(path, &error))?;
+                Ok(Port { bytes: Box::new(file), kind: Kind::Finite })
+            }
+        }
+    }
+}
+
+fn open_serial(path: &Path, settings: LineSettings) -> Result<SerialStream, PortError> {
+    let (baud, bits, parity) = match settings {
+        LineSettings::Fast => (115_200, DataBits::Eight, Parity::None),
+        LineSettings::Slow => (9600, DataBits::Seven, Parity::Even),
+    };
+    let builder = tokio_serial::new(path.to_string_lossy(), baud).data_bits(bits).parity(parity);
+    builder.open_native_async().map_err(|error| match error.kind {
+        tokio_serial::ErrorKind::Io(kind) => explain(path, &io::Error::new(kind, error.description)),
+        // The device is there, as its metadata showed: the driver answers EBUSY to an exclusive one.
+        tokio_serial::ErrorKind::NoDevice => PortError::Busy(path.to_owned()),
+        _ => PortError::Other { address: path.display().to_string(), reason: error.description },
+    })
+}
+
+fn explain(path: &Path, error: &io::Error) -> PortError {
+    match error.kind() {
+        io::ErrorKind::NotFound => PortError::Missing(path.to_owned()),
+        io::ErrorKind::ResourceBusy => PortError::Busy(path.to_owned()),
+        io::ErrorKind::PermissionDenied => PortError::Denied { path: path.to_owned(), group: group_of(path) },
+        _ => PortError::Other { address: path.display().to_string(), reason: error.to_string() },
+    }
+}
+
+/// The name of the group that owns a device, or its number.
+fn group_of(path: &Path) -> String {
+    let Ok(metadata) = std::fs::metadata(path) else { return "dialout".to_owned() };
+    let gid = metadata.gid().to_string();
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let name = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == gid).then(|| name.to_owned())
+    });
+    name.unwrap_or(gid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn errors_say_what_to_do() {
+        let error = |address: &str| {
+            let address = Address::parse(address).unwrap();
+            async move { open(&address, LineSettings::Fast).await.err().unwrap().to_string() }
+        };
+        assert!(error("/dev/no-such-port").await.contains("is the adapter plugged in?"));
+        assert!(error("tcp://127.0.0.1:1").await.contains("cannot be reached"));
+        assert!(error("/tmp").await.contains("is a directory"));
+    }
+
+    #[tokio::test]
+    async fn a_pseudo_terminal_is_a_serial_line() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio_serial::SerialPort;
+        let (mut master, mut slave) = SerialStream::pair().unwrap();
+        slave.set_exclusive(false).unwrap();
+        let address = Address::Path(PathBuf::from(slave.name().unwrap()));
+        for settings in [LineSettings::Fast, LineSettings::Slow] {
+            let mut port = open(&address, settings).await.unwrap();
+            assert_eq!(port.kind, Kind::Serial);
+            master.write_all(b"/A\r\n!\r\n").await.unwrap();
+            let mut read = [0u8; 8];
+            port.bytes.read_exact(&mut read).await.unwrap();
+            assert_eq!(&read, b"/A\r\n!\r\n");
+        }
+    }
+}
