@@ -14,13 +14,13 @@ pub mod reading;
 pub mod p1;
 pub mod delivery;
 pub mod payload;
-//WIP pub mod simulate;
+pub mod simulate;
 // --- edges ---
 pub mod config;
 pub mod port;
 pub mod collect;
 pub mod journal;
 pub mod mqtt;
-//WIP pub mod store;
-//WIP pub mod daemon;
-//WIP pub mod cli;
+pub mod store;
+pub mod daemon;
+pub mod cli;

@@ -178,9 +178,10 @@ mod tests {
     async fn a_pseudo_terminal_is_a_serial_line() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         use tokio_serial::SerialPort;
-        let (mut master, mut slave) = SerialStream::pair().unwrap();
-        slave.set_exclusive(false).unwrap();
+        let (mut master, slave) = SerialStream::pair().unwrap();
         let address = Address::Path(PathBuf::from(slave.name().unwrap()));
+        assert!(open(&address, LineSettings::Fast).await.is_err_and(|error| error.to_string().contains("in use")));
+        drop(slave);
         for settings in [LineSettings::Fast, LineSettings::Slow] {
             let mut port = open(&address, settings).await.unwrap();
             assert_eq!(port.kind, Kind::Serial);

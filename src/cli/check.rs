@@ -1,0 +1,53 @@
+//! `check`: validates a configuration.
+
+use std::path::PathBuf;
+
+use super::{Failure, Outcome, Output};
+use crate::config::{Address, Config};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
+    let config = Config::read(&arguments.file).map_err(Failure::usage)?;
+    let mut output = Output::new();
+    output.line(&format!("{}: ok", arguments.file.display()))?;
+    for port in &config.p1 {
+        output.line(&format!("  P1 port {}: {}", port.name.as_str(), port.port))?;
+        if let Address::Path(path) = &port.port
+            && !path.exists()
+        {
+            // Not an error: the file may be for another machine.
+            eprintln!(
+                "{}: there is no {} on this machine now; `run` waits for it",
+                arguments.file.display(),
+                path.display()
+            );
+        }
+    }
+    match &config.mqtt.url {
+        Some(url) => output.line(&format!("  broker: {url}"))?,
+        None => output.line(&format!("  broker: embedded, on {}", config.mqtt.listen))?,
+    }
+    if let Some(store) = &config.store {
+        output.line(&format!("  store {}: {}", store.id.as_str(), store.url))?;
+    }
+    if !config.p1.is_empty() {
+        let stores = config.stores();
+        if stores.is_empty() {
+            output.line("  the promise that nothing is lost ends at the broker: [journal] stores is empty")?;
+        } else {
+            output.line(&format!(
+                "  journal {}: kept until stored by {}",
+                config.journal.path.display(),
+                stores.join(", ")
+            ))?;
+        }
+    }
+    output.finish()?;
+    Ok(Outcome::Well)
+}

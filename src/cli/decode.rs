@@ -1,0 +1,169 @@
+//! `decode`: prints what telegrams say.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use super::{Failure, Format, Outcome, Output, table};
+use crate::{
+    p1::{self, Framer, LineEnds, Telegram},
+    payload,
+    reading::{Identity, Report, escape},
+};
+
+/// What a meter that does not name itself is called: there is no gateway here.
+const GATEWAY: &str = "decode";
+/// Likewise for the port.
+const PORT: &str = "p1";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Captures of P1 telegrams, raw or as hex digits; `-` or none: standard input
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// How to print them
+    #[arg(long, value_enum, default_value_t = Format::Json)]
+    format: Format,
+}
+
+pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
+    let mut output = Output::new();
+    let mut outcome = Outcome::Well;
+    let stdin = [PathBuf::from("-")];
+    let files = if arguments.files.is_empty() { &stdin[..] } else { &arguments.files };
+    for file in files {
+        let input: Box<dyn Read> = if file.as_os_str() == "-" {
+            Box::new(io::stdin().lock())
+        } else {
+            match File::open(file) {
+                Ok(input) => Box::new(input),
+                Err(error) => {
+                    eprintln!("{}: {error}", file.display());
+                    outcome = Outcome::Partly;
+                    continue;
+                }
+            }
+        };
+        let name = file.display().to_string();
+        if decode_file(&name, input, arguments.format, &mut output)? == Outcome::Partly {
+            outcome = Outcome::Partly;
+        }
+    }
+    output.finish()?;
+    Ok(outcome)
+}
+
+fn decode_file(name: &str, mut input: Box<dyn Read>, format: Format, output: &mut Output) -> Result<Outcome, Failure> {
+    let mut framer = Framer::new();
+    let mut buffer = vec![0u8; 64 * 1024];
+    let mut hex: Option<Hex> = None;
+    let (mut telegrams, mut rejected, mut restored, mut bytes) = (0u64, 0u64, 0u64, 0u64);
+    loop {
+        let count = match input.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                eprintln!("{name}: {error}");
+                return Ok(Outcome::Partly);
+            }
+        };
+        let read = buffer.get(..count).unwrap_or_default();
+        bytes = bytes.saturating_add(count as u64);
+        match hex.get_or_insert_with(|| Hex::new(read)) {
+            Hex::Raw => framer.push(read),
+            Hex::Digits(half) => framer.push(&digits_to_bytes(half, read)),
+        }
+        if count == 0 {
+            framer.end();
+        }
+        while let Some(piece) = framer.poll() {
+            match Telegram::check(piece) {
+                Ok(telegram) => {
+                    telegrams = telegrams.saturating_add(1);
+                    restored = restored.saturating_add(u64::from(telegram.line_ends == LineEnds::Restored));
+                    for report in p1::decode(&telegram, None).reports {
+                        print(&report.rename(|identity: Identity| identity.name(GATEWAY, PORT)), format, output)?;
+                    }
+                }
+                Err(piece) => {
+                    rejected = rejected.saturating_add(1);
+                    eprintln!("{name}:{}: {piece}", piece.offset);
+                }
+            }
+        }
+        if count == 0 {
+            break;
+        }
+    }
+    if restored > 0 {
+        eprintln!("{name}: {restored} telegrams came without carriage returns; their CRC fits once these are restored");
+    }
+    if telegrams == 0 && rejected == 0 {
+        let what = if bytes == 0 { "is empty" } else { "holds no P1 telegram" };
+        eprintln!("{name}: {what}");
+    }
+    Ok(if telegrams > 0 && rejected == 0 { Outcome::Well } else { Outcome::Partly })
+}
+
+/// Whether a file is a hex dump, and the digit that waits for its second half.
+enum Hex {
+    Raw,
+    Digits(Option<u8>),
+}
+
+impl Hex {
+    /// By the first bytes: nothing but hex digits and white space. A telegram has a `/`.
+    fn new(first: &[u8]) -> Self {
+        let digits = first.iter().all(|byte| byte.is_ascii_hexdigit() || byte.is_ascii_whitespace());
+        if digits && !first.is_empty() { Self::Digits(None) } else { Self::Raw }
+    }
+}
+
+fn digits_to_bytes(half: &mut Option<u8>, digits: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(digits.len() / 2);
+    for &byte in digits {
+        let Some(digit) = char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()) else { continue };
+        match half.take() {
+            Some(high) => bytes.push(high << 4 | digit),
+            None => *half = Some(digit),
+        }
+    }
+    bytes
+}
+
+fn print(report: &Report<String>, format: Format, output: &mut Output) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output.line(&payload::decoded(report));
+    }
+    let at = report.measured_at.map_or_else(|| "no time of its own".to_owned(), |at| at.to_string());
+    output.line(&format!(
+        "{} {} at {at} (clock: {})",
+        report.medium.name(),
+        escape(report.meter.as_bytes()),
+        report.clock.name()
+    ))?;
+    let mut table = table::Table::default();
+    for reading in &report.readings {
+        let raw = reading.raw.as_ref().map_or(String::new(), |raw| format!("as sent: {} {}", raw.0, raw.1));
+        let suspect = reading.suspect.map_or(String::new(), |suspect| format!("suspect: {}", suspect.name()));
+        let unit = reading.unit.to_string();
+        table.row(vec![format!("  {}", reading.register), reading.value.to_string(), unit, raw, suspect]);
+    }
+    for line in table.lines(1) {
+        output.line(&line)?;
+    }
+    for (name, text) in &report.info {
+        output.line(&format!("  {name}: {}", escape(text.as_bytes())))?;
+    }
+    for event in &report.events {
+        let end = event.end.map_or_else(|| "an unknown time".to_owned(), |end| end.to_string());
+        let lasted = event.duration_s.map_or(String::new(), |seconds| format!(", lasted {seconds} s"));
+        output.line(&format!("  {} until {end}{lasted}", event.event))?;
+    }
+    for unknown in &report.unknown {
+        output.line(&format!("  unknown: {}{}", unknown.code, unknown.text))?;
+    }
+    output.line("")
+}

@@ -1,0 +1,125 @@
+//! `demo`: virtual meters on a pseudo-terminal, the real daemon, an embedded broker and a database.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{io::AsyncWriteExt, signal::unix::SignalKind, time::Instant};
+use tokio_serial::{SerialPort, SerialStream};
+
+use super::{Failure, Folder, Format, Outcome, readings};
+use crate::{
+    config::{Address, Config, StoreUrl},
+    daemon::{Daemon, Manner},
+    moment::Moment,
+    simulate::Household,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// End by itself after this many seconds; otherwise with Ctrl-C
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+    /// Keep journal and database in this directory
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Which household: the same number gives the same meters
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// How to print the registers at the end
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+const CONFIG: &str = r#"
+[gateway]
+id = "demo"
+[[p1]]
+port = "-"
+[store]
+url = "sqlite://replaced"
+commit = "2s"
+"#;
+
+pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
+    let folder = Folder::new(arguments.data.clone())?;
+    let (mut meter, wire) =
+        SerialStream::pair().map_err(|error| Failure::world(format!("no pseudo-terminal: {error}")))?;
+    let path = wire.name().ok_or_else(|| Failure::world("the pseudo-terminal has no name"))?;
+    // The daemon opens it by its path and for itself alone, as it would an adapter.
+    drop(wire);
+    let database = folder.path.join("meterkast.db");
+    let config = config(&path, &folder, &database);
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+
+    let manner = Manner { live: true, drain: Some(Duration::from_secs(10)), share_broker: false };
+    let mut daemon = Daemon::start(&config, manner).await.map_err(Failure::world)?;
+    daemon.read_ports(&config);
+    let broker =
+        daemon.broker.borrow().clone().ok_or_else(|| Failure::world("no free port for the broker on 127.0.0.1"))?;
+    let end = arguments.seconds.map_or_else(|| "Ctrl-C ends it".to_owned(), |seconds| format!("ends in {seconds} s"));
+    eprintln!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second; {end}.");
+    eprintln!("  P1 port   {path}");
+    eprintln!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
+    eprintln!("  database  {}    read: meterkast readings --store {}", database.display(), StoreUrl::sqlite(&database));
+
+    let deadline = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    tokio::select! {
+        sent = send_telegrams(&mut meter, arguments.seed) => sent?,
+        () = wait_until(deadline) => {}
+        _ = tokio::signal::ctrl_c() => eprintln!(),
+        _ = terminate.recv() => {}
+    }
+    // What is on the wire still arrives.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let summary = daemon.stop().await;
+    eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
+    let registers = readings::print(&database, None, arguments.format).await?;
+    let well = registers > 0 && summary.acknowledged == summary.messages;
+    Ok(if well { Outcome::Well } else { Outcome::Partly })
+}
+
+fn config(port: &str, folder: &Folder, database: &std::path::Path) -> Config {
+    // A text of our own, which a test reads.
+    #[expect(clippy::expect_used, reason = "the text is a constant")]
+    let mut config = Config::parse(CONFIG, "demo").expect("a valid configuration");
+    config.mqtt.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.journal.path = folder.path.join("journal");
+    if let Some(p1) = config.p1.first_mut() {
+        p1.port = Address::Path(PathBuf::from(port));
+    }
+    if let Some(store) = &mut config.store {
+        store.url = StoreUrl::sqlite(database);
+    }
+    config
+}
+
+/// A telegram each second, for ever.
+async fn send_telegrams(meter: &mut SerialStream, seed: u64) -> Result<(), Failure> {
+    let now = || Moment::utc(Timestamp::now());
+    let mut household = Household::new(seed, now());
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        household.advance(now());
+        meter.write_all(&household.telegram()).await?;
+    }
+}
+
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_configuration_is_valid() {
+        let folder = Folder::new(None).unwrap();
+        let config = config("/dev/pts/7", &folder, &folder.path.join("x.db"));
+        assert_eq!(config.p1[0].port, Address::Path("/dev/pts/7".into()));
+    }
+}

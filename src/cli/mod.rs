@@ -1,0 +1,182 @@
+//! The commands.
+//!
+//! Enters: arguments. Leaves: data on standard output, everything else on standard error, and an exit
+//! code: 0 all well, 1 some input was rejected or a promise not met, 2 wrong usage or configuration.
+
+mod check;
+mod decode;
+mod demo;
+mod readings;
+mod replay;
+mod run;
+mod table;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Reads DSMR P1 meters, and streams their registers through MQTT into a time-series store.
+#[derive(Debug, Parser)]
+#[command(name = "meterkast", version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Virtual meters, the real daemon, an embedded broker and a store: no configuration needed
+    Demo(demo::Arguments),
+    /// The daemon
+    Run(run::Arguments),
+    /// Validate a configuration: names the line and the remedy
+    Check(check::Arguments),
+    /// Print what telegrams say
+    Decode(decode::Arguments),
+    /// Send a capture the whole way, and wait until it is stored
+    Replay(replay::Arguments),
+    /// Print the registers at a moment
+    Readings(readings::Arguments),
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Aligned columns, for people
+    Table,
+    /// A JSON object a line, for programs
+    Json,
+}
+
+/// How a command ended, when it could be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All well.
+    Well,
+    /// Some input was rejected or a promise not met: each was named on standard error.
+    Partly,
+}
+
+/// Why a command could not be carried out: shown as it is.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    /// Wrong usage or configuration, as opposed to the world being in the way.
+    usage: bool,
+}
+
+impl Failure {
+    fn usage(message: impl ToString) -> Self {
+        Self { message: message.to_string(), usage: true }
+    }
+
+    fn world(message: impl ToString) -> Self {
+        Self { message: message.to_string(), usage: false }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::world(error)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let level = if matches!(arguments.command, Command::Run(_)) { "info" } else { "warn" };
+    log_to_stderr(level);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("meterkast: cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Demo(arguments) => demo::demo(arguments).await,
+            Command::Run(arguments) => run::run(arguments).await,
+            Command::Check(arguments) => check::check(&arguments),
+            Command::Decode(arguments) => decode::decode(&arguments),
+            Command::Replay(arguments) => replay::replay(arguments).await,
+            Command::Readings(arguments) => readings::readings(arguments).await,
+        }
+    });
+    // A blocked read of standard input must not hold the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(Outcome::Well) => ExitCode::SUCCESS,
+        Ok(Outcome::Partly) => ExitCode::from(1),
+        Err(failure) if failure.message.is_empty() => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("meterkast: {}", failure.message);
+            ExitCode::from(if failure.usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// Logs to standard error; METERKAST_LOG chooses what, as `info`, `debug`, or `meterkast=debug,...`.
+fn log_to_stderr(level: &str) {
+    // The libraries' own words at `info` are about every connection and packet.
+    let filter =
+        std::env::var("METERKAST_LOG").unwrap_or_else(|_| format!("{level},rumqttd=off,rumqttc=error,sqlx=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal());
+    // systemd puts its own time on each line.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
+}
+
+/// Standard output, buffered. Whoever closes it early (`| head`) ends the command quietly.
+struct Output(io::BufWriter<io::StdoutLock<'static>>);
+
+impl Output {
+    fn new() -> Self {
+        Self(io::BufWriter::new(io::stdout().lock()))
+    }
+
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        self.0.write_all(line.as_bytes()).and_then(|()| self.0.write_all(b"\n")).map_err(quiet_if_closed)
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        self.0.flush().map_err(quiet_if_closed)
+    }
+}
+
+fn quiet_if_closed(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::world(""),
+        _ => Failure::world(format!("standard output: {error}")),
+    }
+}
+
+/// A folder for the time of a command, or one that stays.
+struct Folder {
+    path: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Folder {
+    fn new(kept: Option<PathBuf>) -> Result<Self, Failure> {
+        if let Some(path) = kept {
+            std::fs::create_dir_all(&path)
+                .map_err(|error| Failure::usage(format!("--data {}: {error}", path.display())))?;
+            return Ok(Self { path, _temporary: None });
+        }
+        let temporary = tempfile::Builder::new().prefix("meterkast-").tempdir()?;
+        Ok(Self { path: temporary.path().to_owned(), _temporary: Some(temporary) })
+    }
+}

@@ -1,0 +1,75 @@
+//! `readings`: the registers at a moment, from the database, whether the daemon runs or not.
+
+use std::path::{Path, PathBuf};
+
+use super::{Failure, Format, Outcome, Output, table};
+use crate::{
+    config::{Config, StoreUrl},
+    moment::Moment,
+    store::sqlite::Reader,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration whose [store] is read
+    #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
+    config: PathBuf,
+    /// The database, instead of a configuration: sqlite:///path
+    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
+    store: Option<StoreUrl>,
+    /// The last readings at or before this moment, such as 2026-11-21T20:00:00+01:00; by default now
+    #[arg(long, value_name = "TIME")]
+    at: Option<Moment>,
+    /// How to print them
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+pub(super) async fn readings(arguments: Arguments) -> Result<Outcome, Failure> {
+    let url = match arguments.store {
+        Some(url) => url,
+        None => {
+            let config = Config::read(&arguments.config).map_err(Failure::usage)?;
+            let no_store = || {
+                let file = arguments.config.display();
+                Failure::usage(format!(
+                    "{file}: has no [store]; the readings are where the store is, or name it with --store"
+                ))
+            };
+            config.store.ok_or_else(no_store)?.url
+        }
+    };
+    print(url.path(), arguments.at, arguments.format).await?;
+    Ok(Outcome::Well)
+}
+
+/// Prints the registers that a database has; returns how many.
+pub(super) async fn print(database: &Path, at: Option<Moment>, format: Format) -> Result<usize, Failure> {
+    let mut reader = Reader::open(database).await.map_err(Failure::world)?;
+    let reports = reader.readings(at).await.map_err(Failure::world)?;
+    let mut output = Output::new();
+    let registers =
+        || reports.iter().flat_map(|(report, _)| report.readings.iter().map(move |reading| (report, reading)));
+    match format {
+        Format::Json => {
+            for (report, reading) in registers() {
+                output.line(&table::register_json(report, reading))?;
+            }
+        }
+        Format::Table => {
+            let mut table = table::registers();
+            for (report, reading) in registers() {
+                table.row(table::register_row(report, reading));
+            }
+            for line in table.lines(table::VALUE) {
+                output.line(&line)?;
+            }
+        }
+    }
+    output.finish()?;
+    let count = registers().count();
+    if count == 0 {
+        eprintln!("no readings in {} yet", database.display());
+    }
+    Ok(count)
+}

@@ -1,0 +1,201 @@
+//! The daemon: which roles a configuration asks for, started together and stopped in order.
+//!
+//! Enters: a [`Config`]. Leaves: a gateway, a store, an embedded broker, each where asked for. Stopping
+//! goes with the data: ports, gateway, store.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use crc::{CRC_32_ISCSI, Crc};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    collect::{self, Gathered, Pace, Source},
+    config::{BrokerUrl, Config},
+    journal::JournalError,
+    mqtt::{
+        broker::{self, BrokerError},
+        gateway::{self, Gateway, Summary},
+    },
+    store,
+};
+
+/// How the roles are to behave.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// The gateway speaks for its meters now. Otherwise it only brings in what a capture holds.
+    pub live: bool,
+    /// At the end: wait until everything is confirmed, or nothing was for this long.
+    pub drain: Option<Duration>,
+    /// Where the embedded broker would listen something else listens: it is the broker then.
+    pub share_broker: bool,
+}
+
+/// Why nothing could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The gateway has no name.
+    #[error("this board has no serial number to make a gateway id of: name the gateway with [gateway] id = \"...\"")]
+    NoId,
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// What was started.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The gateway's id.
+    pub gateway_id: Arc<str>,
+    /// Where the broker is, as soon as that is known.
+    pub broker: watch::Receiver<Option<BrokerUrl>>,
+    input: Option<mpsc::Sender<Gathered>>,
+    gateway: Option<JoinHandle<Summary>>,
+    store: Option<JoinHandle<()>>,
+    stop_store: watch::Sender<bool>,
+    ports: JoinSet<()>,
+}
+
+impl Daemon {
+    /// Starts what `config` asks for: the gateway if there are ports or `manner` brings its own input,
+    /// the store if there is `[store]`, the broker if there is no `[mqtt] url`. The ports are not read
+    /// yet: see [`Daemon::read_ports`] and [`Daemon::input`].
+    pub async fn start(config: &Config, manner: Manner) -> Result<Self, StartError> {
+        let gateway_id = gateway_id(config).ok_or(StartError::NoId)?;
+        let gateway = if config.p1.is_empty() && manner.live {
+            None
+        } else {
+            Some(Gateway::open(gateway::Settings {
+                id: gateway_id.clone(),
+                mqtt: config.mqtt.clone(),
+                journal: config.journal.clone(),
+                stores: config.stores(),
+                live: manner.live,
+                drain: manner.drain,
+            })?)
+        };
+        let (broker_out, broker) = watch::channel(config.mqtt.url.clone());
+        if config.mqtt.url.is_none() {
+            start_broker(config, manner.share_broker, broker_out).await;
+        }
+        let (stop_store, stop) = watch::channel(false);
+        let store = config.store.clone().map(|store| {
+            let settings = store::Settings { store, mqtt: config.mqtt.clone() };
+            tokio::spawn(store::run(settings, broker.clone(), stop))
+        });
+        let (input, gathered) = mpsc::channel(256);
+        let gateway = gateway.map(|gateway| tokio::spawn(gateway.run(gathered, broker.clone())));
+        Ok(Self { gateway_id, broker, input: Some(input), gateway, store, stop_store, ports: JoinSet::new() })
+    }
+
+    /// Where a port's bytes go: to the gateway.
+    pub fn input(&self) -> Option<mpsc::Sender<Gathered>> {
+        self.input.clone()
+    }
+
+    /// Reads the ports of `config`.
+    pub fn read_ports(&mut self, config: &Config) {
+        for port in &config.p1 {
+            let Some(input) = self.input() else { return };
+            let source = Source {
+                name: port.name.as_str().into(),
+                address: port.port.clone(),
+                dialect: port.dialect,
+                gateway: self.gateway_id.clone(),
+                pace: Pace::Unbounded,
+            };
+            self.ports.spawn(collect::collect(source, input));
+        }
+    }
+
+    /// Stops in the order of the data: ports, gateway (which sends or waits as it was told), store
+    /// (which commits).
+    pub async fn stop(mut self) -> Summary {
+        self.ports.shutdown().await;
+        self.input = None;
+        let summary = match self.gateway.take() {
+            Some(gateway) => gateway.await.unwrap_or_default(),
+            None => Summary::default(),
+        };
+        let _ = self.stop_store.send(true);
+        if let Some(store) = self.store.take()
+            && let Err(error) = tokio::time::timeout(Duration::from_secs(8), store).await
+        {
+            tracing::error!("the store did not stop in time ({error}); what it had not committed comes again");
+        }
+        summary
+    }
+}
+
+/// Starts the embedded broker, trying again while its port is taken.
+async fn start_broker(config: &Config, share: bool, found: watch::Sender<Option<BrokerUrl>>) {
+    let listen = config.mqtt.listen;
+    let start = move || async move { tokio::task::spawn_blocking(move || broker::start(listen)).await };
+    let url = |at: std::net::SocketAddr| {
+        // Whoever listens everywhere is reached on the loopback address.
+        let host = match at.ip() {
+            ip if ip.is_unspecified() && ip.is_ipv6() => "::1".to_owned(),
+            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            ip => ip.to_string(),
+        };
+        Some(BrokerUrl { host, port: at.port(), tls: false })
+    };
+    match start().await {
+        Ok(Ok(at)) => {
+            found.send_replace(url(at));
+        }
+        Ok(Err(BrokerError::Taken(at))) if share => {
+            tracing::info!("using the broker that already listens on {at}");
+            found.send_replace(url(at));
+        }
+        failed => {
+            if let Ok(Err(error)) = failed {
+                tracing::error!("{error}. Until then the journal keeps everything.");
+            }
+            tokio::spawn(async move {
+                while !found.is_closed() {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    if let Ok(Ok(at)) = start().await {
+                        tracing::info!("the embedded broker listens on {at}");
+                        found.send_replace(url(at));
+                        return;
+                    }
+                }
+            });
+        }
+    }
+}
+
+const ID: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// The configured id, or `gw-` and the end of what is unique to this board. Never a constant: SD cards
+/// are cloned.
+fn gateway_id(config: &Config) -> Option<Arc<str>> {
+    if let Some(id) = &config.gateway.id {
+        return Some(id.as_str().into());
+    }
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let text: String = text.chars().filter(char::is_ascii_alphanumeric).collect();
+        // All zeros is what boards without a number say.
+        (text.len() >= 8 && text.chars().any(|digit| digit != '0')).then_some(text)
+    };
+    let network = || {
+        let mut devices: Vec<PathBuf> =
+            std::fs::read_dir("/sys/class/net").ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        devices.sort();
+        // Only what is soldered on: bridges and tunnels change.
+        devices
+            .into_iter()
+            .filter(|device| device.join("device").exists())
+            .find_map(|device| read(device.join("address")))
+    };
+    let serial = read(PathBuf::from("/sys/firmware/devicetree/base/serial-number"))
+        .or_else(network)
+        // Confidential as it is: only a checksum of it goes out.
+        .or_else(|| read(PathBuf::from("/etc/machine-id")).map(|id| format!("{:08x}", ID.checksum(id.as_bytes()))))?;
+    let end: String = serial.chars().skip(serial.len().saturating_sub(8)).collect();
+    Some(format!("gw-{}", end.to_ascii_lowercase()).into())
+}

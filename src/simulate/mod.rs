@@ -1,0 +1,39 @@
+//! Virtual meters: what the demo reads where no meter hangs.
+//!
+//! Enters: a seed and a [`Moment`](crate::moment::Moment). Leaves: P1 telegrams of a [`Household`], and
+//! the [`Book`]s of what its meters truly count, to hold against what arrived in a store. Nothing here
+//! knows the time or chance: the same seed and moments give the same bytes, on every machine.
+//!
+//! ```
+//! # use meterkast::{moment::NotAMoment, p1, simulate::Household};
+//! let mut household = Household::new(7, "2026-07-14T12:00:00+02:00".parse()?);
+//! household.advance("2026-07-14T12:00:03+02:00".parse()?);
+//! let mut framer = p1::Framer::new();
+//! framer.push(&household.telegram());
+//! let decoded = p1::read(framer.poll().unwrap(), None).unwrap();
+//! assert_eq!(decoded.reports[0].measured_at.unwrap().to_string(), "2026-07-14T12:00:03+02:00");
+//! assert_eq!(decoded.reports[0].readings[1].value, household.books()[0].registers[1].1);
+//! # Ok::<(), NotAMoment>(())
+//! ```
+//!
+//! Not supported yet: virtual M-Bus meters. Not supported: other countries, other versions than DSMR
+//! 5.0.2, public holidays (the low tariff on weekdays), years outside 2007..=2099, whose telegrams no
+//! clock of a meter could show, and fractions of a second, which are dropped.
+
+mod habits;
+mod household;
+
+pub use household::{Book, Household};
+
+/// A number from 0 to below `below`, as if thrown: always the same for the same seed, stream and index.
+/// (The mixer is that of SplitMix64: Steele, Lea and Flood, 2014.)
+fn noise(seed: u64, stream: u64, index: i64, below: i64) -> i64 {
+    let mix = |number: u64| {
+        let number = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        number ^ (number >> 31)
+    };
+    let thrown = mix(mix(mix(seed) ^ stream) ^ index.cast_unsigned());
+    (thrown % below.max(1).unsigned_abs()).cast_signed()
+}
