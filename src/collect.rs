@@ -216,9 +216,8 @@ impl Reader {
     async fn drain(&mut self) -> Result<bool, ()> {
         let mut accepted = false;
         let mut gathered = Vec::new();
-        loop {
-            // The piece borrows the framer's buffer, so it is done with before anything is awaited.
-            let Some(piece) = self.framer.poll() else { break };
+        // A piece borrows the framer's buffer, so all are done with before anything is awaited.
+        while let Some(piece) = self.framer.poll() {
             match Telegram::check(piece) {
                 Ok(telegram) => {
                     accepted = true;

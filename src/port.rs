@@ -186,7 +186,7 @@ mod tests {
             let mut port = open(&address, settings).await.unwrap();
             assert_eq!(port.kind, Kind::Serial);
             master.write_all(b"/A\r\n!\r\n").await.unwrap();
-            let mut read = [0u8; 8];
+            let mut read = [0u8; 7];
             port.bytes.read_exact(&mut read).await.unwrap();
             assert_eq!(&read, b"/A\r\n!\r\n");
         }

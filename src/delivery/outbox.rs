@@ -137,6 +137,12 @@ impl Run {
         }
         count
     }
+
+    /// How many numbers held are not confirmed by all.
+    fn depth(&self) -> u64 {
+        let first = self.first.max(1);
+        self.last.saturating_add(1).saturating_sub(first).saturating_sub(self.count_confirmed(first))
+    }
 }
 
 impl Outbox {
@@ -170,19 +176,16 @@ impl Outbox {
         }
     }
 
-    /// The journal gave up everything of `epoch` before `first`. Returns how many of those no listed
-    /// store, or not every one, had confirmed: they are lost.
+    /// The journal gave up everything of `epoch` before `first`. Returns how many of those not every
+    /// listed store had confirmed: they are lost.
     pub fn gave_up(&mut self, epoch: Epoch, first: u64) -> u64 {
         let Some(run) = self.runs.iter_mut().find(|run| run.epoch == epoch) else { return 0 };
-        let held = run.count_confirmed(run.first);
-        let gone = first.saturating_sub(run.first).min(run.last.saturating_add(1).saturating_sub(run.first));
-        let before = run.first;
+        let before = run.depth();
         run.first = run.first.max(first);
-        let confirmed = held.saturating_sub(run.count_confirmed(run.first));
-        debug_assert!(before <= run.first);
+        let lost = before.saturating_sub(run.depth());
         self.outstanding.retain(|sent| sent.epoch != epoch || sent.seq >= first);
         self.recount();
-        gone.saturating_sub(confirmed)
+        lost
     }
 
     /// The lowest number of `epoch` that the journal holds.
@@ -384,10 +387,7 @@ impl Outbox {
 
     /// How many messages held are not confirmed by all listed stores.
     pub fn depth(&self) -> u64 {
-        self.runs.iter().fold(0, |sum, run| {
-            let held = run.last.saturating_add(1).saturating_sub(run.first.max(1));
-            sum.saturating_add(held.saturating_sub(run.count_confirmed(run.first.max(1))))
-        })
+        self.runs.iter().fold(0, |sum, run| sum.saturating_add(run.depth()))
     }
 
     /// How many messages of the current epoch all listed stores have confirmed.

@@ -8,8 +8,7 @@
 //! messages wait in memory and then the ports wait, so nothing is taken that could not be kept.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    fmt::Write as _,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,6 +21,7 @@ use tokio::{
 
 use super::{
     MAX_PACKET,
+    health::Health,
     link::{self, Command, Event, Link, Tag, Will},
 };
 use crate::{
@@ -105,20 +105,6 @@ struct Accepted {
     report: Report<String>,
     received_at: Moment,
     body: String,
-}
-
-/// What `health` tells.
-#[derive(Debug, Default)]
-struct Health {
-    accepted: u64,
-    rejected: BTreeMap<&'static str, u64>,
-    messages: u64,
-    lost: u64,
-    acks_ignored: u64,
-    unknown: u64,
-    ports: BTreeMap<Arc<str>, String>,
-    changed: bool,
-    said: Option<Duration>,
 }
 
 /// How an event left the gateway.
@@ -549,36 +535,9 @@ impl Gateway {
         if self.settings.live && self.connected && due {
             self.health.said = Some(now);
             self.health.changed = false;
-            let json = self.health_json();
+            let json = self.health.to_json(self.epoch, self.outbox.depth(), self.unwritten.len());
             self.retain(topic::of_gateway(self.base(), &self.settings.id, "health"), json);
         }
-    }
-
-    fn health_json(&self) -> String {
-        let Health { accepted, rejected, messages, lost, acks_ignored, unknown, ports, .. } = &self.health;
-        let mut json =
-            format!("{{\"schema\":1,\"at\":\"{}\",\"epoch\":\"{}\"", Moment::utc(Timestamp::now()), self.epoch);
-        let depth = self.outbox.depth();
-        // Writing to a String cannot fail.
-        let _ = write!(json, ",\"accepted\":{accepted},\"messages\":{messages},\"depth\":{depth},\"lost\":{lost}");
-        let _ = write!(
-            json,
-            ",\"unwritten\":{},\"unknown\":{unknown},\"acks_ignored\":{acks_ignored}",
-            self.unwritten.len()
-        );
-        json.push_str(",\"rejected\":{");
-        for (index, (kind, count)) in rejected.iter().enumerate() {
-            let _ = write!(json, "{}\"{kind}\":{count}", if index > 0 { "," } else { "" });
-        }
-        json.push_str("},\"ports\":{");
-        for (index, (port, state)) in ports.iter().enumerate() {
-            json.push_str(if index > 0 { "," } else { "" });
-            payload::string(&mut json, port);
-            json.push(':');
-            payload::string(&mut json, state);
-        }
-        json.push_str("}}");
-        json
     }
 
     fn sync(&mut self) {

@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod gateway;
+mod health;
 pub mod link;
 
 /// Largest packet sent or taken, and the largest that the brokers' configurations in `deploy/` allow.
