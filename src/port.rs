@@ -180,11 +180,12 @@ mod tests {
         use tokio_serial::SerialPort;
         let (mut master, slave) = SerialStream::pair().unwrap();
         let address = Address::Path(PathBuf::from(slave.name().unwrap()));
-        assert!(open(&address, LineSettings::Fast).await.is_err_and(|error| error.to_string().contains("in use")));
         drop(slave);
         for settings in [LineSettings::Fast, LineSettings::Slow] {
             let mut port = open(&address, settings).await.unwrap();
             assert_eq!(port.kind, Kind::Serial);
+            let second = open(&address, settings).await.err().unwrap().to_string();
+            assert!(second.contains("in use by another process"), "{second}");
             master.write_all(b"/A\r\n!\r\n").await.unwrap();
             let mut read = [0u8; 7];
             port.bytes.read_exact(&mut read).await.unwrap();
