@@ -181,6 +181,9 @@ impl Journal {
     /// Writes messages, given as meter and body, under the next numbers of the epoch; returns those.
     /// All or nothing: after an error the journal is as before.
     pub fn append(&mut self, messages: &[(&str, &str)]) -> io::Result<Vec<(u64, u64)>> {
+        if self.segments.back().is_some_and(|segment| segment.bytes >= SEGMENT.min(self.max_bytes / 4)) {
+            self.next_segment()?;
+        }
         let Some(segment) = self.segments.back_mut() else { return Err(io::Error::other("no segment")) };
         let mut numbers = Vec::with_capacity(messages.len());
         let mut buffer = Vec::with_capacity(messages.iter().map(|(_, body)| body.len().saturating_add(96)).sum());
@@ -209,9 +212,6 @@ impl Journal {
                 Some(last) => *last = seq,
                 None => drop(self.last_of.insert(meter.to_owned(), seq)),
             }
-        }
-        if segment.bytes >= SEGMENT.min(self.max_bytes / 4) {
-            self.next_segment()?;
         }
         Ok(numbers)
     }

@@ -49,6 +49,11 @@ pub fn ack(base: &str, gateway: &str, store: &str) -> String {
     format!("{base}/{}/ack/{}", level(gateway), level(store))
 }
 
+/// `<base>/<gateway>/ack/+`: a filter for the acknowledgements of every store.
+pub fn acks(base: &str, gateway: &str) -> String {
+    format!("{base}/{}/ack/+", level(gateway))
+}
+
 /// `<base>/_stores/<store>/status`.
 pub fn of_store(base: &str, store: &str) -> String {
     format!("{base}/_stores/{}/status", level(store))
@@ -94,6 +99,7 @@ mod tests {
         assert_eq!(level("KAM-12345678-1B-04"), "KAM-12345678-1B-04");
         assert_eq!(level("a/b+c#d é"), "a~2fb~2bc~23d~20~c3~a9");
         assert_eq!(of_meter("meterkast", "gw-1", "E 1", "telegram"), "meterkast/gw-1/E~201/telegram");
+        assert_eq!(acks("meterkast", "a+b"), "meterkast/a~2bb/ack/+");
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
 const MOST_UNWRITTEN: usize = 1000;
 /// Meters whose last state is remembered: far more than a gateway has.
 const MOST_STATES: usize = 1000;
-/// How long to wait for the stores' retained acknowledgements before an earlier run is sent again.
+/// How long to wait for the stores' retained acknowledgements before anything is sent again.
 const ACK_GRACE: Duration = Duration::from_secs(2);
 /// Regular interval of `health`, and the shortest one on changes.
 const HEALTH: Duration = Duration::from_secs(60);
@@ -83,6 +83,10 @@ pub struct Gateway {
     began: Instant,
     link: Option<Link>,
     connected: bool,
+    /// The trouble with the connection was said.
+    complained: bool,
+    /// Whether a store may have confirmed something that is held: of an earlier run or connection.
+    sent_before: bool,
     /// Nothing goes through the backlog before.
     not_before: Duration,
     /// When to look at the outbox again; None: when something happens.
@@ -136,7 +140,9 @@ impl Gateway {
             began: Instant::now(),
             link: None,
             connected: false,
-            not_before: if held.is_empty() { Duration::ZERO } else { ACK_GRACE },
+            complained: false,
+            sent_before: !held.is_empty(),
+            not_before: Duration::ZERO,
             wake: None,
             eager: true,
             unwritten: VecDeque::new(),
@@ -398,12 +404,14 @@ impl Gateway {
         if !self.connected {
             return;
         }
+        if self.now() < self.not_before {
+            // Not eager until then: being so asks for room in the connection, which there is.
+            self.eager = false;
+            self.wake = Some(self.not_before);
+            return;
+        }
         while self.eager {
             let now = self.now();
-            if now < self.not_before {
-                self.wake = Some(self.not_before);
-                return;
-            }
             if self.link.as_ref().is_none_or(|link| link.commands.capacity() == 0) {
                 return;
             }
@@ -448,16 +456,20 @@ impl Gateway {
         match event {
             Some(Event::Connected) => {
                 self.connected = true;
-                self.not_before = if self.not_before.is_zero() { now } else { now.saturating_add(ACK_GRACE) };
+                self.complained = false;
+                if std::mem::replace(&mut self.sent_before, true) {
+                    // The stores' retained acknowledgements may say that there is nothing to send again.
+                    self.not_before = now.saturating_add(ACK_GRACE);
+                }
                 self.greet();
             }
             Some(Event::Disconnected { reason }) => {
                 // Said when it breaks and at the first failure, not at each attempt.
-                if self.connected || self.health.said.is_none() {
+                if self.connected || !self.complained {
                     tracing::warn!("{reason}; meanwhile the journal keeps everything");
-                    self.health.said = Some(now);
                 }
                 self.connected = false;
+                self.complained = true;
                 self.underway.clear();
                 self.outbox.start_over(now);
             }
@@ -480,7 +492,7 @@ impl Gateway {
     fn greet(&mut self) {
         let base = self.base().to_owned();
         let id = self.settings.id.clone();
-        let mut topics = vec![topic::ack(&base, &id, "+").replace("~2b", "+")];
+        let mut topics = vec![topic::acks(&base, &id)];
         topics.extend(self.settings.stores.iter().map(|store| topic::of_store(&base, store)));
         if let Some(link) = &self.link {
             let _ = link.commands.try_send(Command::Subscribe(topics));

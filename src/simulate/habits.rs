@@ -61,13 +61,13 @@ const HABITS: [Habit; 9] = [
     Habit { hours: 7..9, minutes: 5, per_mille: 250, watts: [0; 3], slaves: [56_000, 0, 0] },
     Habit { hours: 17..20, minutes: 10, per_mille: 450, watts: [0; 3], slaves: [112_000, 0, 0] },
     // Hands and dishes: 4 l/min.
-    Habit { hours: 7..23, minutes: 1, per_mille: 40, watts: [0; 3], slaves: [0, 0, 66_000] },
+    Habit { hours: 7..23, minutes: 1, per_mille: 15, watts: [0; 3], slaves: [0, 0, 66_000] },
     // The shower: 7 l/min.
-    Habit { hours: 6..9, minutes: 7, per_mille: 150, watts: [0; 3], slaves: [0, 0, 116_000] },
+    Habit { hours: 6..9, minutes: 7, per_mille: 80, watts: [0; 3], slaves: [0, 0, 116_000] },
 ];
 
-/// What always flows: the pilot light of an old geyser (3 l/h) and a trickle that keeps the heat warm.
-const ALWAYS: [u64; 3] = [833, 120, 0];
+/// What always flows: the pilot light of an old geyser (13 l/h) and a trickle that keeps the heat warm.
+const ALWAYS: [u64; 3] = [3_500, 120, 0];
 
 /// How much of summer there is on a day of the year, per mille.
 const SUMMER: [(i64, i64); 6] = [(1, 10), (35, 130), (172, 1000), (265, 500), (355, 0), (366, 10)];

@@ -20,7 +20,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, QueryBuilder, SqliteConnection,
+    ConnectOptions as _, Connection as _, QueryBuilder, SqliteConnection,
     migrate::{MigrateError, Migrator},
     query, query_as, query_scalar, raw_sql,
     sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -127,7 +127,7 @@ pub enum Trouble {
     /// No permission to write.
     #[error("the file or its directory is read-only; let the daemon's user write to both, or remount the disk")]
     ReadOnly,
-    /// No file that can be opened.
+    /// No file that can be opened, or no permission to read it.
     #[error("cannot be opened; `store.url` must name a file, not a directory, that the daemon's user may open")]
     CannotOpen,
     /// Some other file.
@@ -137,7 +137,7 @@ pub enum Trouble {
     #[error("is damaged; stop the daemon and run `sqlite3 FILE .recover`, or put a backup back")]
     Corrupt,
     /// No space.
-    #[error("the disk is full; free space or shorten `store.retention`, the gateways keep what is not confirmed")]
+    #[error("the disk is full; free space, then shorten `store.retention`; the gateways keep what is not confirmed")]
     Full,
     /// Locked by another program.
     #[error("another program keeps it locked; end the program that has a transaction open in it")]
@@ -209,6 +209,7 @@ impl Sqlite {
             .busy_timeout(Duration::from_secs(5))
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(|error| StoreError::sql(path, error))?;
+        // `run` would make this future one that cannot move to another thread.
         MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer { path: path.to_owned(), version },
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::sql(path, error),
@@ -254,6 +255,12 @@ impl Sqlite {
         let deleted = self.end(result).await?;
         shrink(&mut self.connection).await.map_err(|error| StoreError::sql(&self.path, error))?;
         Ok(deleted)
+    }
+
+    /// Closes the database: moves the write-ahead log into the file, so that it can be copied alone.
+    /// Without it nothing is lost either.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.connection.close().await.map_err(|error| StoreError::sql(&self.path, error))
     }
 
     // Transactions are begun and ended by plain statements: when SQLite rolls back by itself (disk full,
@@ -337,7 +344,9 @@ async fn write(connection: &mut SqliteConnection, batch: &[Incoming]) -> Result<
             Incoming::Refused { .. } => {
                 refused.push(incoming);
                 committed.refused += 1;
-                tally.into_iter().for_each(|tally| tally.refused += 1);
+                if let Some(tally) = tally {
+                    tally.refused += 1;
+                }
             }
         }
     }
@@ -403,11 +412,9 @@ async fn meters(connection: &mut SqliteConnection, messages: &[&Message]) -> Res
         let columns = "name, medium, medium_code, protocol, gateway, first_seen, last_seen";
         let mut sql = QueryBuilder::new(format!("INSERT INTO meter ({columns}) "));
         sql.push_values(chunk, |mut row, (name, (latest, first, last))| {
-            let (medium, code) = match latest.report.medium {
-                Medium::Other(code) => (Medium::Other(code), code),
-                medium => (medium, 0),
-            };
-            row.push_bind(*name).push_bind(medium.name()).push_bind(code).push_bind(&*latest.report.protocol);
+            let Report { medium, protocol, .. } = &latest.report;
+            let code = if let Medium::Other(code) = *medium { code } else { 0 };
+            row.push_bind(*name).push_bind(medium.name()).push_bind(code).push_bind(&**protocol);
             row.push_bind(&*latest.envelope.gateway).push_bind(*first).push_bind(*last);
         });
         sql.push(
@@ -460,6 +467,7 @@ async fn rows_at(
     Ok(there)
 }
 
+/// Writes new messages with what they say besides their readings.
 async fn write_messages(connection: &mut SqliteConnection, rows: &[Row<'_>]) -> Result<(), sqlx::Error> {
     let said: Vec<Option<String>> = rows.iter().map(|row| layout::remark(&row.message.report)).collect();
     let mut spans: BTreeMap<(i64, &str), (i64, i64)> = BTreeMap::new();
@@ -536,22 +544,28 @@ async fn write_quarters(connection: &mut SqliteConnection, rows: &[Row<'_>]) -> 
     Ok(())
 }
 
+/// Keeps refused messages; beyond 10,000 or 64 MiB the oldest go.
 async fn write_refused(connection: &mut SqliteConnection, refused: &[&Incoming]) -> Result<(), sqlx::Error> {
     if refused.is_empty() {
         return Ok(());
     }
     for incoming in refused {
         let Incoming::Refused { topic, payload, reason, schema, envelope, received_at } = incoming else { continue };
-        let columns = "received_at, topic, gateway, epoch, seq, schema, reason, payload";
-        let mut sql = QueryBuilder::new(format!("INSERT INTO refused ({columns}) "));
-        sql.push_values([()], |mut row, ()| {
-            row.push_bind(received_at.millis()).push_bind(&**topic);
-            row.push_bind(envelope.as_ref().map(|envelope| &*envelope.gateway));
-            row.push_bind(envelope.as_ref().map(|envelope| envelope.epoch.to_string()));
-            row.push_bind(envelope.as_ref().map(|envelope| number(envelope.seq)));
-            row.push_bind(*schema).push_bind(&**reason).push_bind(&**payload);
-        });
-        sql.build().execute(&mut *connection).await?;
+        let envelope = envelope.as_ref();
+        query(
+            "INSERT INTO refused (received_at, topic, gateway, epoch, seq, schema, reason, payload)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(received_at.millis())
+        .bind(topic)
+        .bind(envelope.map(|envelope| envelope.gateway.as_str()))
+        .bind(envelope.map(|envelope| envelope.epoch.to_string()))
+        .bind(envelope.map(|envelope| number(envelope.seq)))
+        .bind(schema)
+        .bind(reason)
+        .bind(payload)
+        .execute(&mut *connection)
+        .await?;
     }
     let bound = "DELETE FROM refused WHERE id <= (
         SELECT max(id) FROM (
@@ -670,6 +684,7 @@ fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// The place of a clock in [`CLOCKS`].
 fn clock_code(clock: Clock) -> i64 {
     CLOCKS.iter().zip(0..).find(|&(&entry, _)| entry == clock).map_or(3, |(_, code)| code)
 }
@@ -679,6 +694,7 @@ fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
+/// Deletes messages more than `keep` ms before their meter's newest, and the remarks that only they had.
 async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<u64, sqlx::Error> {
     // A meter's clock that ran ahead once must not make everything before look old: an instant more
     // than a day after its reception is not taken as the newest.
@@ -727,7 +743,10 @@ impl Reader {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::Missing(path.to_owned())),
-            Err(error) => return Err(StoreError::io(path, error)),
+            Err(error) => {
+                let (path, source) = (path.to_owned(), error.into());
+                return Err(StoreError::Database { path, trouble: Trouble::CannotOpen, source });
+            }
             Ok(_) => {}
         }
         let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
@@ -762,14 +781,16 @@ impl Reader {
 
     /// For every meter, in the order of their names, its newest report measured at or before `at` (of
     /// all when None), and when that was received (UTC). Of several at one instant the last stored.
+    /// Medium and protocol are what the meter said last.
     pub async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
-        let sql = r#"SELECT meter.name, medium, medium_code, protocol, at, utc_offset, clock, received_at, spec, "values",
-                content
+        let sql = r#"
+            SELECT
+                meter.name, medium, medium_code, protocol, at, utc_offset, clock, received_at, spec, "values", content
             FROM meter
             JOIN message ON message.meter = meter.id AND (at, n) =
                 (SELECT at, n FROM message WHERE meter = meter.id AND at <= ? ORDER BY at DESC, n DESC LIMIT 1)
-            JOIN layout ON layout.id = layout
-            LEFT JOIN remark ON remark.id = remark
+            JOIN layout ON layout.id = message.layout
+            LEFT JOIN remark ON remark.id = message.remark
             ORDER BY meter.name"#;
         let query = query_as(sql).bind(at.map_or(i64::MAX, Moment::millis));
         let rows = query.fetch_all(&mut self.connection).await;
@@ -818,6 +839,12 @@ fn read_message(row: MessageRow) -> Result<(Report<String>, Moment), sqlx::Error
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::{Future as _, poll_fn},
+        pin::pin,
+        task::Poll,
+    };
+
     use tempfile::TempDir;
 
     use super::*;
@@ -901,7 +928,17 @@ mod tests {
         let generation = store.generation().to_owned();
         assert!(Epoch::from_text(&generation).is_some());
         drop(store);
-        let mut store = Sqlite::open(&path).await.unwrap();
+        let reopened = path.clone();
+        // On a task of its own, as the daemon does: all these futures must be Send.
+        let task = tokio::spawn(async move {
+            let mut store = Sqlite::open(&reopened).await.unwrap();
+            store.commit(&batch([message(1, 0, "1")])).await.unwrap();
+            store.retain(Duration::MAX).await.unwrap();
+            store.ledgers().await.unwrap();
+            Reader::open(&reopened).await.unwrap().readings(None).await.unwrap();
+            store
+        });
+        let mut store = task.await.unwrap();
         assert_eq!(store.generation(), generation);
         store.sql("DELETE FROM store").await;
         drop(store);
@@ -930,13 +967,18 @@ mod tests {
         let mut reader = Reader::open(&path).await.unwrap();
         let reports: Vec<_> = reader.readings(None).await.unwrap().into_iter().map(|(report, _)| report).collect();
         assert_eq!(reports, [full.report, other.report, message(3, 10, "5").report]);
-        store.commit(&batch([message(4, 20, "6")])).await.unwrap();
+        // What a late message says of its meter does not replace what a newer one said.
+        let mut late = message(5, 15, "5.5");
+        (late.report.medium, late.report.protocol) = (Medium::Gas, "mbus".into());
+        store.commit(&batch([message(4, 20, "6"), late.clone()])).await.unwrap();
+        late.envelope.seq = 6;
+        store.commit(&batch([late])).await.unwrap();
         let at = |seconds: i64| Moment::from_millis(START + seconds * 1000, 0);
         let found = reader.readings(at(20)).await.unwrap().pop().unwrap();
         assert_eq!(found, (message(4, 20, "6").report, message(4, 20, "6").received_at));
-        assert_eq!(reader.readings(at(19)).await.unwrap().pop().unwrap().0, message(3, 10, "5").report);
+        assert_eq!(reader.readings(at(14)).await.unwrap().pop().unwrap().0, message(3, 10, "5").report);
         assert!(reader.readings(at(-1)).await.unwrap().is_empty());
-        assert_eq!(reader.counts().await.unwrap(), Counts { meters: 3, messages: 4, refused: 0 });
+        assert_eq!(reader.counts().await.unwrap(), Counts { meters: 3, messages: 5, refused: 0 });
     }
 
     #[tokio::test]
@@ -1018,10 +1060,22 @@ mod tests {
         assert_eq!(reader.counts().await.unwrap(), nothing);
         store.sql("PRAGMA max_page_count = 1000000").await;
 
-        // Calls that are dropped half-way.
-        for micros in (0..10_000).step_by(500) {
-            let _ = tokio::time::timeout(Duration::from_micros(micros), store.commit(&batch[..300])).await;
+        // Calls that are dropped half-way leave nothing that is in the way of the next.
+        let mut dropped = 0;
+        for polls in 1..30 {
+            {
+                let mut call = pin!(store.commit(&batch[..300]));
+                for _ in 0..polls {
+                    if poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_ready())).await {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            dropped += usize::from(store.unfinished);
+            assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
         }
+        assert!(dropped > 2, "{dropped}");
         let committed = store.commit(&batch).await.unwrap();
         assert_eq!(committed.stored + committed.again, 300);
         assert_eq!(committed.acks[0].1[0].tally, Tally { stored: 300, repeated: 0, refused: 0 });
@@ -1044,7 +1098,12 @@ mod tests {
         store.commit(&batch([message(3, 899, "1.9"), message(2, 20, "1.20"), message(4, 901, "2.0")])).await.unwrap();
         assert_eq!(store.column(sql).await, ["1994764 import_low 20 120 2 kWh", "1994765 import_low 901 20 1 kWh"]);
         store.commit(&batch([message(1, 10, "1.1"), message(5, 5, "1.0"), suspect, tariff])).await.unwrap();
-        assert_eq!(store.column(sql).await, ["1994764 import_low 5 10 1 kWh", "1994765 import_low 901 20 1 kWh"]);
+        let first = ["1994764 import_low 5 10 1 kWh", "1994765 import_low 901 20 1 kWh"];
+        assert_eq!(store.column(sql).await, first);
+        let mut early = message(10, 0, "0.9");
+        early.report.clock = Clock::Unsynchronised;
+        store.commit(&batch([message(6, 700, "1.8"), early])).await.unwrap();
+        assert_eq!(store.column(sql).await, first);
     }
 
     #[tokio::test]
@@ -1073,7 +1132,8 @@ mod tests {
         assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 12);
         let sql = "SELECT concat_ws(' ', count(*), min(content), (SELECT count(*) FROM quarter)) FROM remark";
         assert_eq!(store.column(sql).await, [r#"10 {"info":[["n","5990"]],"events":[],"unknown":[]} 9"#]);
-        let pages = "SELECT iif(freelist_count * 8 <= page_count, 'returned', 'kept') FROM pragma_freelist_count, pragma_page_count";
+        let pages = "SELECT iif(freelist_count * 8 <= page_count, 'returned', 'kept')
+            FROM pragma_freelist_count, pragma_page_count";
         assert_eq!(store.column(pages).await, ["returned"]);
     }
 
@@ -1140,7 +1200,8 @@ mod tests {
         fs::copy(&path, &copy).unwrap();
         fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
         assert_eq!(Reader::open(&copy).await.unwrap().counts().await.unwrap().messages, 1);
-        drop(store);
+        store.close().await.unwrap();
+        assert!(!path.with_extension("db-wal").exists());
         assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 1);
     }
 }

@@ -130,8 +130,6 @@ CREATE TABLE ledger (
     PRIMARY KEY (gateway, epoch)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX ledger_touched ON ledger (gateway, touched);
-
 -- The ledger with the place of each epoch among its gateway's: 1 is the one touched last.
 CREATE VIEW ledger_newest AS
 SELECT *, row_number() OVER (PARTITION BY gateway ORDER BY touched DESC, epoch) AS place FROM ledger;
