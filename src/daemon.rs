@@ -18,6 +18,7 @@ use crate::{
     mqtt::{
         broker::{self, BrokerError},
         gateway::{self, Gateway, Summary},
+        link::{self, LinkError},
     },
     store,
 };
@@ -39,6 +40,9 @@ pub enum StartError {
     /// The gateway has no name.
     #[error("this board has no serial number to make a gateway id of: name the gateway with [gateway] id = \"...\"")]
     NoId,
+    /// A file that `[mqtt]` names cannot be used.
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// The journal cannot be opened.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -58,11 +62,19 @@ pub struct Daemon {
     ports: JoinSet<()>,
 }
 
+impl StartError {
+    /// Whether the configuration is at fault, rather than the state of the machine.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::Journal(_))
+    }
+}
+
 impl Daemon {
     /// Starts what `config` asks for: the gateway if there are ports or `manner` brings its own input,
     /// the store if there is `[store]`, the broker if there is no `[mqtt] url`. The ports are not read
     /// yet: see [`Daemon::read_ports`] and [`Daemon::input`].
     pub async fn start(config: &Config, manner: Manner) -> Result<Self, StartError> {
+        link::check(&config.mqtt)?;
         let gateway_id = gateway_id(config).ok_or(StartError::NoId)?;
         let gateway = if config.p1.is_empty() && manner.live {
             None

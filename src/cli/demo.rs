@@ -52,7 +52,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
 
     let manner = Manner { live: true, drain: Some(Duration::from_secs(10)), share_broker: false };
-    let mut daemon = Daemon::start(&config, manner).await.map_err(Failure::world)?;
+    let mut daemon = Daemon::start(&config, manner).await?;
     daemon.read_ports(&config);
     let broker =
         daemon.broker.borrow().clone().ok_or_else(|| Failure::world("no free port for the broker on 127.0.0.1"))?;

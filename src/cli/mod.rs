@@ -19,6 +19,8 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::daemon::StartError;
+
 /// Reads DSMR P1 meters, and streams their registers through MQTT into a time-series store.
 #[derive(Debug, Parser)]
 #[command(name = "meterkast", version, about)]
@@ -76,6 +78,12 @@ impl Failure {
 
     fn world(message: impl ToString) -> Self {
         Self { message: message.to_string(), usage: false }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self { usage: error.is_configuration(), message: error.to_string() }
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) async fn replay(arguments: Arguments) -> Result<Outcome, Failure> {
     if manner.live && config.p1.is_empty() {
         return Err(Failure::usage("--live needs a [[p1]] in the configuration: the gateway that it speaks for"));
     }
-    let daemon = Daemon::start(&config, manner).await.map_err(Failure::world)?;
+    let daemon = Daemon::start(&config, manner).await?;
     if config.mqtt.url.is_none()
         && let Some(broker) = daemon.broker.borrow().as_ref()
     {

@@ -22,7 +22,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let manner = Manner { live: true, drain: None, share_broker: false };
-    let mut daemon = Daemon::start(&config, manner).await.map_err(Failure::world)?;
+    let mut daemon = Daemon::start(&config, manner).await?;
     daemon.read_ports(&config);
     tracing::info!("meterkast {} runs as {}", env!("CARGO_PKG_VERSION"), daemon.gateway_id);
     // Without systemd there is nobody to tell.

@@ -102,6 +102,15 @@ pub struct Link {
     pub events: mpsc::Receiver<Event>,
 }
 
+/// Whether the files that `settings` name can be used: password, certificates, key.
+pub fn check(settings: &config::Mqtt) -> Result<(), LinkError> {
+    password(settings)?;
+    if settings.url.as_ref().is_some_and(|url| url.tls) {
+        tls(settings)?;
+    }
+    Ok(())
+}
+
 /// Starts a connection to `url` under the name `client_id`, which must differ between processes.
 pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Will) -> Result<Link, LinkError> {
     let mut options = MqttOptions::new(client_id, url.host.clone(), url.port);
@@ -111,15 +120,7 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Wi
     options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
     options.set_last_will(LastWill::new(will.topic, will.payload, QoS::AtLeastOnce, true));
     if let Some(user) = &settings.user {
-        let password = match &settings.password_file {
-            Some(path) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| cannot_read("[mqtt] password-file", path, &error))?;
-                text.trim_end_matches(['\r', '\n']).to_owned()
-            }
-            None => String::new(),
-        };
-        options.set_credentials(user, password);
+        options.set_credentials(user, password(settings)?);
     }
     if url.tls {
         options.set_transport(Transport::tls_with_config(tls(settings)?));
@@ -137,6 +138,12 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Wi
 
 fn cannot_read(what: &str, path: &Path, error: &dyn std::fmt::Display) -> LinkError {
     LinkError(format!("{what} {} cannot be used: {error}", path.display()))
+}
+
+fn password(settings: &config::Mqtt) -> Result<String, LinkError> {
+    let Some(path) = &settings.password_file else { return Ok(String::new()) };
+    let text = std::fs::read_to_string(path).map_err(|error| cannot_read("[mqtt] password-file", path, &error))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn tls(settings: &config::Mqtt) -> Result<TlsConfiguration, LinkError> {

@@ -10,7 +10,7 @@
 
 use memchr::{memchr, memchr2};
 
-use super::{Reason, Rejected};
+use super::Reason;
 
 /// Longest telegram. The largest valid one seen has 2,523 bytes; a text message alone may have 2,048.
 pub const MAX_TELEGRAM: usize = 8192;
@@ -90,29 +90,26 @@ impl Framer {
 
     /// The next piece, or None when more bytes are needed.
     pub fn poll(&mut self) -> Option<Piece<'_>> {
-        loop {
-            if !self.inside {
-                if let Some((offset, length)) = self.skip_junk() {
-                    return Some(Piece::Rejected { offset, length, reason: Reason::Fragment });
-                }
-                if !self.inside {
-                    return None;
-                }
+        if !self.inside {
+            if let Some((offset, length)) = self.skip_junk() {
+                return Some(Piece::Rejected { offset, length, reason: Reason::Fragment });
             }
-            match self.find_end()? {
-                Found::End { bang, tail, length } => {
-                    let (start, offset) = (self.head, self.offset_of(self.head));
-                    self.leave(length);
-                    let bytes = self.buffer.get(start..=bang).unwrap_or_default();
-                    return Some(Piece::Telegram { offset, bytes, tail });
-                }
-                Found::Broken { length, reason, restart } => {
-                    let offset = self.offset_of(self.head);
-                    self.leave(length);
-                    self.inside = restart;
-                    self.scanned = self.head.saturating_add(usize::from(restart));
-                    return Some(Piece::Rejected { offset, length: length as u64, reason });
-                }
+            if !self.inside {
+                return None;
+            }
+        }
+        let (start, offset) = (self.head, self.offset_of(self.head));
+        match self.find_end()? {
+            Found::End { bang, tail, length } => {
+                self.leave(length);
+                let bytes = self.buffer.get(start..=bang).unwrap_or_default();
+                Some(Piece::Telegram { offset, bytes, tail })
+            }
+            Found::Broken { length, reason, restart } => {
+                self.leave(length);
+                self.inside = restart;
+                self.scanned = self.head.saturating_add(usize::from(restart));
+                Some(Piece::Rejected { offset, length: length as u64, reason })
             }
         }
     }
@@ -243,12 +240,6 @@ enum Found {
 /// White space, and the zero bytes that an idle line or an opened port may bring.
 fn is_blank(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0
-}
-
-impl From<(u64, u64, Reason)> for Rejected {
-    fn from((offset, length, reason): (u64, u64, Reason)) -> Self {
-        Self { offset, length, reason }
-    }
 }
 
 #[cfg(test)]

@@ -288,6 +288,9 @@ impl Role {
             let closed = async { while !matches!(events.recv().await, None | Some(Event::Disconnected { .. })) {} };
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
+        if let Err(error) = self.database.close().await {
+            tracing::warn!("store: {error}");
+        }
     }
 }
 

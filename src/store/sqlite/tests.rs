@@ -1,0 +1,359 @@
+//! The store story: one database file in a temporary folder each.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::Poll,
+};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    delivery::{Epoch, Tally},
+    reading::{Event, Medium, Reading, Register, Report, Suspect, Unknown},
+    unit::{Decimal, Unit},
+};
+
+/// 2026-11-21T20:00:00+01:00, the start of a quarter-hour.
+const START: i64 = 1_795_287_600_000;
+
+fn reading(register: &'static str, value: &str, unit: &str) -> Reading {
+    let value = Decimal::parse(value.as_bytes()).unwrap();
+    Reading::now(Register::named(register), value, Unit::from_text(unit).unwrap())
+}
+
+/// Message `seq` of epoch 1 of gw-1: meter E1 counts `import` kWh, `seconds` after [`START`].
+fn message(seq: u64, seconds: i64, import: &str) -> Message {
+    Message {
+        envelope: Envelope { gateway: "gw-1".into(), epoch: Epoch::from_bits(1), seq, prev: seq - 1, first: 1 },
+        received_at: Moment::from_millis(START + seconds * 1000 + 123, 0).unwrap(),
+        report: Report {
+            meter: "E1".into(),
+            medium: Medium::Electricity,
+            protocol: "p1".into(),
+            measured_at: Moment::from_millis(START + seconds * 1000, 60),
+            clock: Clock::Meter,
+            readings: vec![reading("import_low", import, "kWh"), reading("power_import", "0.5", "kW")],
+            info: Vec::new(),
+            events: Vec::new(),
+            unknown: Vec::new(),
+        },
+    }
+}
+
+fn refused(envelope: Option<Envelope>, payload: &[u8]) -> Incoming {
+    Incoming::Refused {
+        topic: "meterkast/gw-1/E1/telegram".into(),
+        payload: payload.into(),
+        reason: "schema 2 is newer than 1".into(),
+        schema: 2,
+        envelope,
+        received_at: Moment::from_millis(START, 0).unwrap(),
+    }
+}
+
+fn batch(messages: impl IntoIterator<Item = Message>) -> Vec<Incoming> {
+    messages.into_iter().map(Incoming::Message).collect()
+}
+
+async fn store() -> (TempDir, PathBuf, Sqlite) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new/meterkast.db");
+    let store = Sqlite::open(&path).await.unwrap();
+    (folder, path, store)
+}
+
+impl Sqlite {
+    async fn sql(&mut self, sql: &'static str) {
+        raw_sql(sql).execute(&mut self.connection).await.unwrap();
+    }
+
+    async fn column(&mut self, sql: &'static str) -> Vec<String> {
+        query_scalar(sql).fetch_all(&mut self.connection).await.unwrap()
+    }
+}
+
+fn counts(committed: &Committed) -> [u64; 4] {
+    [committed.stored, committed.repeated, committed.again, committed.refused]
+}
+
+#[tokio::test]
+async fn the_database_is_made_as_the_promise_needs_it() {
+    let (_folder, path, mut store) = store().await;
+    let version = store.column("SELECT sqlite_version()").await.concat();
+    let numbers: Vec<u32> = version.split('.').map(|part| part.parse().unwrap()).collect();
+    assert!(numbers >= vec![3, 51, 3], "before 3.51.3 a write-ahead log can corrupt the file: {version}");
+    let sql = "SELECT concat_ws(' ', journal_mode, synchronous, auto_vacuum, foreign_keys, timeout)
+        FROM pragma_journal_mode, pragma_synchronous, pragma_auto_vacuum, pragma_foreign_keys, pragma_busy_timeout";
+    assert_eq!(store.column(sql).await, ["wal 2 2 1 5000"]);
+    let generation = store.generation().to_owned();
+    assert!(Epoch::from_text(&generation).is_some());
+    drop(store);
+    let reopened = path.clone();
+    // On a task of its own, as the daemon does: all these futures must be Send.
+    let task = tokio::spawn(async move {
+        let mut store = Sqlite::open(&reopened).await.unwrap();
+        store.commit(&batch([message(1, 0, "1")])).await.unwrap();
+        store.retain(Duration::MAX).await.unwrap();
+        store.ledgers().await.unwrap();
+        Reader::open(&reopened).await.unwrap().readings(None).await.unwrap();
+        store
+    });
+    let mut store = task.await.unwrap();
+    assert_eq!(store.generation(), generation);
+    store.sql("DELETE FROM store").await;
+    drop(store);
+    assert_ne!(Sqlite::open(&path).await.unwrap().generation(), generation);
+}
+
+#[tokio::test]
+async fn reports_leave_as_they_entered() {
+    let (_folder, path, mut store) = store().await;
+    let mut full = message(1, 0, "3432.827");
+    let mut stored = reading("energy", "-11.9020", "GJ");
+    stored.qualifiers.storage = 1;
+    stored.at = Some("2025-12-31T23:59:00+01:00".parse().unwrap());
+    stored.raw = Some(Box::new((Decimal::whole(3306).unwrap(), Unit::KWH)));
+    full.report.readings.push(stored);
+    full.report.medium = Medium::Other(37);
+    full.report.info = vec![("tariff".into(), "0002".into()), ("text".into(), "\0 \"é\"\n".into())];
+    full.report.events = vec![Event { event: "power_failure".into(), end: full.report.measured_at, duration_s: None }];
+    full.report.unknown = vec![Unknown { code: "1-0:9.9.9".into(), text: "(1)".into() }];
+    // Names that end early as C strings are still two meters.
+    let mut other = message(2, 0, "0.000");
+    (full.report.meter, other.report.meter) = ("A\0a".into(), "A\0b".into());
+    store.commit(&batch([full.clone(), other.clone(), message(3, 10, "5")])).await.unwrap();
+
+    let mut reader = Reader::open(&path).await.unwrap();
+    let reports: Vec<_> = reader.readings(None).await.unwrap().into_iter().map(|(report, _)| report).collect();
+    assert_eq!(reports, [full.report, other.report, message(3, 10, "5").report]);
+    // What a late message says of its meter does not replace what a newer one said.
+    let mut late = message(5, 15, "5.5");
+    (late.report.medium, late.report.protocol) = (Medium::Gas, "mbus".into());
+    store.commit(&batch([message(4, 20, "6"), late.clone()])).await.unwrap();
+    late.envelope.seq = 6;
+    store.commit(&batch([late])).await.unwrap();
+    let at = |seconds: i64| Moment::from_millis(START + seconds * 1000, 0);
+    let found = reader.readings(at(20)).await.unwrap().pop().unwrap();
+    assert_eq!(found, (message(4, 20, "6").report, message(4, 20, "6").received_at));
+    assert_eq!(reader.readings(at(14)).await.unwrap().pop().unwrap().0, message(3, 10, "5").report);
+    assert!(reader.readings(at(-1)).await.unwrap().is_empty());
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 3, messages: 5, refused: 0 });
+}
+
+#[tokio::test]
+async fn each_message_counts_once() {
+    let (_folder, path, mut store) = store().await;
+    let mut other = message(1, 1, "1.001");
+    other.envelope.epoch = Epoch::from_bits(2);
+    let envelope = Envelope { seq: 4, ..message(4, 0, "1").envelope };
+    let first = [
+        batch([message(1, 0, "1.000"), message(1, 0, "1.000"), message(2, 0, "1.000"), message(3, 0, "1.5"), other]),
+        vec![refused(Some(envelope.clone()), b"\xff\0"), refused(Some(envelope), b"\xff\0"), refused(None, b"{")],
+    ]
+    .concat();
+    let committed = store.commit(&first).await.unwrap();
+    assert_eq!(counts(&committed), [3, 1, 2, 2]);
+    let [(gateway, epochs)] = &committed.acks[..] else { panic!("one gateway") };
+    assert_eq!((gateway.as_str(), epochs.len()), ("gw-1", 2));
+    let one = epochs.iter().find(|ack| ack.epoch.bits() == 1).unwrap();
+    assert_eq!((one.through, one.tally), (4, Tally { stored: 2, repeated: 1, refused: 1 }));
+    assert_eq!(store.ledgers().await.unwrap(), committed.acks);
+
+    // Sent again under new numbers: 1.000 and 1.5 are there, 1.50 is another reading.
+    let again = batch([message(6, 0, "1.000"), message(7, 0, "1.5"), message(8, 0, "1.50")]);
+    let committed = store.commit(&again).await.unwrap();
+    assert_eq!(counts(&committed), [1, 2, 0, 0]);
+    let one = &committed.acks[0].1[0];
+    assert_eq!((one.through, one.have.pairs()), (4, &[(6, 8)][..]), "the epoch touched last comes first");
+    assert_eq!(counts(&store.commit(&again).await.unwrap()), [0, 0, 3, 0]);
+    assert_eq!(
+        store.column("SELECT n || ' ' || value FROM reading WHERE unix_ms = 1795287600000 AND unit = 'kWh'").await,
+        ["0 1.000", "1 1.5", "2 1.50"]
+    );
+    let mut reader = Reader::open(&path).await.unwrap();
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 4, refused: 2 });
+    assert_eq!(reader.readings(Moment::from_millis(START, 0)).await.unwrap()[0].0, message(8, 0, "1.50").report);
+}
+
+#[tokio::test]
+async fn a_gateway_hears_of_its_latest_32_epochs_and_no_number_is_too_big() {
+    let (_folder, _path, mut store) = store().await;
+    for epoch in 1..=40 {
+        let mut message = message(1, epoch, "1");
+        message.envelope.epoch = Epoch::from_bits(epoch.unsigned_abs().into());
+        store.commit(&batch([message])).await.unwrap();
+    }
+    let mut huge = message(1, 0, "2");
+    huge.envelope = Envelope { gateway: "gw\0".into(), seq: u64::MAX, first: u64::MAX, ..huge.envelope };
+    let committed = store.commit(&batch([huge])).await.unwrap();
+    assert_eq!((committed.stored, committed.acks.len(), &*committed.acks[0].0), (1, 1, "gw\0"));
+    let ledgers = store.ledgers().await.unwrap();
+    assert_eq!(ledgers.iter().map(|(gateway, _)| gateway.as_str()).collect::<Vec<_>>(), ["gw\0", "gw-1"]);
+    let epochs: Vec<u128> = ledgers[1].1.iter().map(|ack| ack.epoch.bits()).collect();
+    assert_eq!(epochs, (9..=40).rev().collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_batch_is_written_whole_or_not_at_all() {
+    let (_folder, path, mut store) = store().await;
+    let messages = (1..=300).map(|seq| message(seq, 900 * seq.cast_signed(), "1.000"));
+    let batch = [batch(messages), vec![refused(None, b"x")]].concat();
+    let mut reader = Reader::open(&path).await.unwrap();
+    let nothing = Counts { meters: 0, messages: 0, refused: 0 };
+
+    store.sql("CREATE TRIGGER fail BEFORE INSERT ON ledger BEGIN SELECT raise(ABORT, 'no'); END").await;
+    assert!(!store.commit(&batch).await.unwrap_err().may_pass());
+    assert_eq!(reader.counts().await.unwrap(), nothing);
+    store.sql("DROP TRIGGER fail").await;
+
+    // A full disk: SQLite rolls back by itself.
+    store.sql("PRAGMA max_page_count = 1").await;
+    let error = store.commit(&batch).await.unwrap_err();
+    assert!(error.may_pass() && error.to_string().contains("the disk is full; free space"), "{error}");
+    assert_eq!(reader.counts().await.unwrap(), nothing);
+    store.sql("PRAGMA max_page_count = 1000000").await;
+
+    // Calls that are dropped half-way leave nothing that is in the way of the next.
+    let mut dropped = 0;
+    for polls in 1..30 {
+        {
+            let mut call = pin!(store.commit(&batch[..300]));
+            for _ in 0..polls {
+                if poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_ready())).await {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        dropped += usize::from(store.unfinished);
+        assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+    }
+    assert!(dropped > 2, "{dropped}");
+    let committed = store.commit(&batch).await.unwrap();
+    assert_eq!(committed.stored + committed.again, 300);
+    assert_eq!(committed.acks[0].1[0].tally, Tally { stored: 300, repeated: 0, refused: 0 });
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 300, refused: 1 });
+}
+
+#[tokio::test]
+async fn the_first_value_of_a_quarter_hour_stands_however_late_it_comes() {
+    let (_folder, _path, mut store) = store().await;
+    let mut wrong = message(9, 1, "0.100");
+    wrong.report.clock = Clock::Unsynchronised;
+    let mut suspect = message(8, 2, "0.200");
+    suspect.report.readings[0].suspect = Some(Suspect::Backwards);
+    let mut tariff = message(7, 2, "0.300");
+    tariff.report.readings[0].qualifiers.tariff = 1;
+    let sql = "SELECT concat_ws(' ', quarter, register, (at - 1795287600000) / 1000, value, scale, unit) FROM quarter";
+    store.commit(&batch([wrong])).await.unwrap();
+    assert_eq!(store.column(sql).await, ["1994764 import_low 1 100 3 kWh"]);
+    store.commit(&batch([message(3, 899, "1.9"), message(2, 20, "1.20"), message(4, 901, "2.0")])).await.unwrap();
+    assert_eq!(store.column(sql).await, ["1994764 import_low 20 120 2 kWh", "1994765 import_low 901 20 1 kWh"]);
+    store.commit(&batch([message(1, 10, "1.1"), message(5, 5, "1.0"), suspect, tariff])).await.unwrap();
+    let first = ["1994764 import_low 5 10 1 kWh", "1994765 import_low 901 20 1 kWh"];
+    assert_eq!(store.column(sql).await, first);
+    let mut early = message(10, 0, "0.9");
+    early.report.clock = Clock::Unsynchronised;
+    store.commit(&batch([message(6, 700, "1.8"), early])).await.unwrap();
+    assert_eq!(store.column(sql).await, first);
+}
+
+#[tokio::test]
+async fn old_messages_go_counted_back_from_the_newest_of_their_meter() {
+    const DAY: i64 = 86_400;
+    let (_folder, path, mut store) = store().await;
+    let mut messages: Vec<Message> = (0..6000)
+        .map(|seconds: i64| {
+            let mut message = message(seconds.unsigned_abs() + 1, seconds, "1.000");
+            message.report.info = vec![("n".into(), seconds.to_string())];
+            message
+        })
+        .collect();
+    // Another meter stopped a year ago, and once the first one's clock ran ahead.
+    let mut gas = message(6001, -365 * DAY, "2.000");
+    gas.report.meter = "G1".into();
+    let mut ahead = message(6002, 5999, "3.000");
+    ahead.report.measured_at = Moment::from_millis(START + 9000 * DAY * 1000, 60);
+    messages.extend([gas, ahead]);
+    store.commit(&batch(messages)).await.unwrap();
+
+    assert_eq!(store.retain(Duration::from_secs(6000)).await.unwrap(), 0);
+    assert_eq!(store.retain(Duration::from_secs(9)).await.unwrap(), RETAIN_ROWS);
+    assert_eq!(store.retain(Duration::from_secs(9)).await.unwrap(), 990);
+    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+    assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 12);
+    let sql = "SELECT concat_ws(' ', count(*), min(content), (SELECT count(*) FROM quarter)) FROM remark";
+    assert_eq!(store.column(sql).await, [r#"10 {"info":[["n","5990"]],"events":[],"unknown":[]} 9"#]);
+    let pages = "SELECT iif(freelist_count * 8 <= page_count, 'returned', 'kept')
+        FROM pragma_freelist_count, pragma_page_count";
+    assert_eq!(store.column(pages).await, ["returned"]);
+}
+
+#[tokio::test]
+async fn the_view_shows_exact_decimals() {
+    let (_folder, _path, mut store) = store().await;
+    let values = ["3432.827", "-0.50", "0.000", "0.001", "-63", "0", "0.000000000000000001", "-999999999999999999"];
+    let mut message = message(1, 0, "1");
+    message.report.readings = values.map(|value| reading("energy", value, "GJ")).to_vec();
+    message.report.readings[0].at = Some("1969-12-31T23:59:59.999Z".parse().unwrap());
+    store.commit(&batch([message])).await.unwrap();
+    assert_eq!(store.column("SELECT value FROM reading").await, values);
+    let sql = "SELECT concat_ws(' ', meter, medium, measured_at, clock, register, unit, storage, tariff, subunit, at)
+        FROM reading LIMIT 1";
+    let row = "E1 electricity 2026-11-21T19:00:00.000Z meter energy GJ 0 0 0 1969-12-31T23:59:59.999Z";
+    assert_eq!(store.column(sql).await, [row]);
+}
+
+#[tokio::test]
+async fn refused_messages_are_bounded() {
+    let (_folder, _path, mut store) = store().await;
+    let small: Vec<_> = (0..10_050).map(|_| refused(None, b"x")).collect();
+    assert_eq!(store.commit(&small).await.unwrap().refused, 10_050);
+    let sql = "SELECT concat_ws(' ', count(*), min(id), max(id)) FROM refused";
+    assert_eq!(store.column(sql).await, ["10000 51 10050"]);
+    store.commit(&vec![refused(None, &vec![0; 30 << 20]); 3]).await.unwrap();
+    assert_eq!(store.column(sql).await, ["2 10052 10053"]);
+}
+
+#[tokio::test]
+async fn errors_say_what_is_wrong_and_what_helps() {
+    let (folder, path, mut store) = store().await;
+    let text = |error: StoreError| error.to_string().replace(&*folder.path().to_string_lossy(), "");
+    assert!(text(Sqlite::open(&path).await.unwrap_err()).contains("another process writes this database; stop it"));
+    store.sql("PRAGMA query_only = ON").await;
+    let error = store.commit(&batch([message(1, 0, "1")])).await.unwrap_err();
+    assert!(text(error).contains("read-only; let the daemon's user write to both"));
+    store.sql("PRAGMA query_only = OFF").await;
+    store.sql("INSERT INTO _sqlx_migrations SELECT 9999, '', '', 1, x'', 0").await;
+    drop(store);
+    for error in [Sqlite::open(&path).await.unwrap_err(), Reader::open(&path).await.unwrap_err()] {
+        assert_eq!(
+            text(error),
+            "/new/meterkast.db: written by a newer meterkast (tables of version 9999); upgrade this one"
+        );
+    }
+    let other = folder.path().join("other");
+    assert!(text(Reader::open(&other).await.unwrap_err()).starts_with("/other: there is no database here; check"));
+    fs::write(&other, [b'x'; 5000]).unwrap();
+    for error in [Sqlite::open(&other).await.unwrap_err(), Reader::open(&other).await.unwrap_err()] {
+        assert!(text(error).starts_with("/other: is not a meterkast database; check"));
+    }
+    assert!(text(Sqlite::open(folder.path()).await.unwrap_err()).contains("must name a file, not a directory"));
+    let below = other.join("meterkast.db");
+    assert!(text(Sqlite::open(&below).await.unwrap_err()).contains("must name a file, not a directory"));
+}
+
+#[tokio::test]
+async fn a_database_whose_daemon_was_killed_can_be_read() {
+    let (folder, path, mut store) = store().await;
+    store.commit(&batch([message(1, 0, "1")])).await.unwrap();
+    let copy = folder.path().join("copy.db");
+    fs::copy(&path, &copy).unwrap();
+    fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
+    assert_eq!(Reader::open(&copy).await.unwrap().counts().await.unwrap().messages, 1);
+    store.close().await.unwrap();
+    assert!(!path.with_extension("db-wal").exists());
+    assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 1);
+}
