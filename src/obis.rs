@@ -1,8 +1,8 @@
 //! OBIS codes (IEC 62056-61 / EN 13757-1): the names of registers on the wire.
 //!
 //! Enters: the text before the first bracket of a P1 line. Leaves: an [`Obis`] and where it ended.
-//! A code is `A-B:C.D.E`, sometimes with `*F`. Some DSMR 4.0 meters write a colon for the first dot
-//! (`1-0:99:97.0`); both read as the same code.
+//! A code is `A-B:C.D.E`, sometimes with `*F`, or with `.F` as DSMR 4.2.2 prints it. Some DSMR 4.0 meters
+//! write a colon for the first dot (`1-0:99:97.0`); all read as the same code.
 //!
 //! Not supported: reduced codes without medium and channel (`1.8.1`), as IEC 62056-21 readers send.
 
@@ -39,13 +39,15 @@ impl Obis {
         let (c, text) = group(text.strip_prefix(b":")?)?;
         let (d, text) = group(text.strip_prefix(b".").or_else(|| text.strip_prefix(b":"))?)?;
         let (e, text) = group(text.strip_prefix(b".")?)?;
-        match text.strip_prefix(b"*") {
-            Some(rest) => {
-                let (f, rest) = group(rest)?;
-                Some((Self { a, b, c, d, e, f }, rest))
-            }
-            None => Some((Self::new(a, b, c, d, e), text)),
+        let (f, text) = match text {
+            [b'*' | b'.', text @ ..] => group(text)?,
+            text => (255, text),
+        };
+        // A fourth digit.
+        if let [b'0'..=b'9', ..] = text {
+            return None;
         }
+        Some((Self { a, b, c, d, e, f }, text))
     }
 
     /// The six groups as one number, most significant first, for tables.
@@ -57,21 +59,19 @@ impl Obis {
 /// One group: one to three decimal digits, at most 255.
 #[inline]
 fn group(text: &[u8]) -> Option<(u8, &[u8])> {
-    let mut value: u16 = 0;
-    let mut rest = text;
-    let mut count = 0u8;
-    while let [byte @ b'0'..=b'9', tail @ ..] = rest {
-        if count == 3 {
-            return None;
-        }
-        value = value.wrapping_mul(10).wrapping_add(u16::from(byte.wrapping_sub(b'0')));
-        count = count.wrapping_add(1);
-        rest = tail;
+    let (first, rest) = digit(text)?;
+    let Some((second, rest)) = digit(rest) else { return Some((first, rest)) };
+    let value = first.wrapping_mul(10).wrapping_add(second);
+    let Some((third, rest)) = digit(rest) else { return Some((value, rest)) };
+    Some((value.checked_mul(10)?.checked_add(third)?, rest))
+}
+
+#[inline]
+fn digit(text: &[u8]) -> Option<(u8, &[u8])> {
+    match text {
+        [digit @ b'0'..=b'9', rest @ ..] => Some((digit.wrapping_sub(b'0'), rest)),
+        _ => None,
     }
-    if count == 0 {
-        return None;
-    }
-    Some((u8::try_from(value).ok()?, rest))
 }
 
 impl fmt::Display for Obis {
@@ -101,6 +101,7 @@ mod tests {
             ("0-1:24.2.1(", Obis::new(0, 1, 24, 2, 1)),
             ("1-0:99:97.0(", Obis::new(1, 0, 99, 97, 0)),
             ("1-0:1.8.0*255(", Obis::new(1, 0, 1, 8, 0)),
+            ("1-0:21.7.0.255(", Obis::new(1, 0, 21, 7, 0)),
         ] {
             assert_eq!(Obis::parse_prefix(text.as_bytes()), Some((code, &b"("[..])), "{text}");
         }
@@ -109,7 +110,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_code() {
-        for text in ["", "1.8.1(", "1-0:!.8.1", "256-0:1.8.1", "0001-0:1.8.1", "1-0:1.8", "(00124.477)"] {
+        for text in ["", "1.8.1(", "1-0:!.8.1", "256-0:1.8.1", "0001-0:1.8.1", "1-0:1.8.0001", "1-0:1.8", "(00124.477)"]
+        {
             assert_eq!(Obis::parse_prefix(text.as_bytes()), None, "{text}");
         }
     }

@@ -51,34 +51,28 @@ impl Decimal {
     /// one. Leading zeros are allowed. None for anything else, or for more than 18 significant digits.
     #[inline]
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let (negative, mut rest) = match text {
-            [b'-', rest @ ..] => (true, rest),
-            [b'+', rest @ ..] => (false, rest),
-            rest => (false, rest),
+        let (value, rest) = Self::parse_prefix(text)?;
+        rest.is_empty().then_some(value)
+    }
+
+    /// Reads such a number at the start of `text`; returns it with the rest.
+    #[inline]
+    pub fn parse_prefix(text: &[u8]) -> Option<(Self, &[u8])> {
+        let (negative, text) = match text {
+            [b'-', text @ ..] => (true, text),
+            [b'+', text @ ..] => (false, text),
+            text => (false, text),
         };
-        let mut mantissa: i64 = 0;
-        let mut scale: u8 = 0;
-        let mut point = false;
-        let mut digits_here = false;
-        while let [byte, tail @ ..] = rest {
-            match byte {
-                b'0'..=b'9' => {
-                    mantissa = mantissa.checked_mul(10)?.checked_add(i64::from(byte.wrapping_sub(b'0')))?;
-                    scale = scale.checked_add(u8::from(point))?;
-                    digits_here = true;
-                }
-                b'.' if digits_here && !point => {
-                    point = true;
-                    digits_here = false;
-                }
-                _ => return None,
+        let (whole, rest) = digits(text, 0)?;
+        let (mantissa, scale, rest) = match rest {
+            [b'.', fraction @ ..] => {
+                let (mantissa, rest) = digits(fraction, whole)?;
+                (mantissa, fraction.len().saturating_sub(rest.len()), rest)
             }
-            rest = tail;
-        }
-        if !digits_here {
-            return None;
-        }
-        Self::new(if negative { mantissa.checked_neg()? } else { mantissa }, scale)
+            rest => (whole, 0, rest),
+        };
+        let mantissa = if negative { mantissa.checked_neg()? } else { mantissa };
+        Some((Self::new(mantissa, u8::try_from(scale).ok()?)?, rest))
     }
 
     /// This value x 10^`exponent`, exactly: for prefixes such as kilo (3) or milli (-3). Decimals are
@@ -103,6 +97,17 @@ impl Decimal {
         let gap = u32::from(fine.scale.saturating_sub(coarse.scale));
         i128::from(fine.mantissa) == i128::from(coarse.mantissa).saturating_mul(10i128.saturating_pow(gap))
     }
+}
+
+/// One or more digits behind those of `value`; returns both as one number, with the rest of `text`.
+#[inline]
+fn digits(text: &[u8], mut value: i64) -> Option<(i64, &[u8])> {
+    let mut rest = text;
+    while let [byte @ b'0'..=b'9', tail @ ..] = rest {
+        value = value.checked_mul(10)?.checked_add(i64::from(byte.wrapping_sub(b'0')))?;
+        rest = tail;
+    }
+    (rest.len() < text.len()).then_some((value, rest))
 }
 
 /// Plain decimals, all of them: `-0.50`, `3432.827`, `0.000`.

@@ -91,8 +91,8 @@ pub struct Gateway {
     not_before: Duration,
     /// When to look at the outbox again; None: when something happens.
     wake: Option<Duration>,
-    /// Whether the outbox may have something to send.
-    eager: bool,
+    /// Whether there is something to send, and no room for it in the connection.
+    crowded: bool,
     unwritten: VecDeque<Accepted>,
     /// Said once, until writing works again.
     write_failed: bool,
@@ -144,7 +144,7 @@ impl Gateway {
             sent_before: !held.is_empty(),
             not_before: Duration::ZERO,
             wake: None,
-            eager: true,
+            crowded: false,
             unwritten: VecDeque::new(),
             write_failed: false,
             states: HashMap::new(),
@@ -185,13 +185,12 @@ impl Gateway {
                             // Do not wait for patience: what is unconfirmed goes out again, and a store
                             // commits what comes through the backlog at once.
                             self.outbox.start_over(self.now());
-                            self.eager = true;
                         }
                     }
                 }
                 event = next_event(&mut self.link) => self.hear(event),
-                () = room(commands), if self.connected && self.eager => {}
-                () = sleep_until(wake), if wake.is_some() => self.eager = true,
+                () = room(commands), if self.crowded => {}
+                () = sleep_until(wake), if wake.is_some() => {}
                 _ = second.tick() => self.each_second(),
                 _ = sync.tick() => self.sync(),
                 Ok(()) = broker.changed(), if self.link.is_none() => {
@@ -302,7 +301,6 @@ impl Gateway {
             self.write_failed = false;
         }
         self.health.messages = self.health.messages.saturating_add(numbers.len() as u64);
-        self.eager = true;
         let accepted: Vec<Accepted> = self.unwritten.drain(..).collect();
         for (accepted, (seq, prev)) in accepted.into_iter().zip(numbers) {
             self.outbox.accepted(seq);
@@ -400,33 +398,24 @@ impl Gateway {
 
     /// Sends through the backlog as long as there is room and reason.
     fn pump(&mut self) {
-        self.wake = None;
-        if !self.connected {
-            return;
-        }
-        if self.now() < self.not_before {
-            // Not eager until then: being so asks for room in the connection, which there is.
-            self.eager = false;
-            self.wake = Some(self.not_before);
-            return;
-        }
-        while self.eager {
+        (self.wake, self.crowded) = (None, false);
+        while self.connected {
             let now = self.now();
-            if self.link.as_ref().is_none_or(|link| link.commands.capacity() == 0) {
+            if now < self.not_before {
+                self.wake = Some(self.not_before);
                 return;
             }
             match self.outbox.next(now) {
                 Next::Wait(until) => {
                     self.wake = until;
-                    self.eager = false;
+                    return;
+                }
+                Next::Send { .. } if self.link.as_ref().is_none_or(|link| link.commands.capacity() == 0) => {
+                    self.crowded = true;
+                    return;
                 }
                 Next::Send { epoch, seq } => self.send_again(epoch, seq),
             }
-        }
-        if self.wake.is_none()
-            && let Next::Wait(until) = self.outbox.next(self.now())
-        {
-            self.wake = until;
         }
     }
 
@@ -485,7 +474,6 @@ impl Gateway {
                 self.connected = false;
             }
         }
-        self.eager = true;
     }
 
     /// After each connection: listen to the stores, and say how things stand.

@@ -36,38 +36,45 @@ pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
     let mut main = Main::new(telegram);
     let mut slaves: Vec<Slave<'_>> = Vec::new();
     for line in telegram.lines() {
-        match line.code {
-            Some(Obis { a: 0, b: channel @ 1..=4, .. }) => {
-                let index = slaves.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
-                    slaves.push(Slave::new(channel));
-                    slaves.len().saturating_sub(1)
-                });
-                if let Some(slave) = slaves.get_mut(index) {
-                    slave.take(line, dialect);
-                }
-            }
-            _ => main.take(line, dialect),
+        let Some(channel) = channel(line) else {
+            main.take(line, dialect);
+            continue;
+        };
+        let index = slaves.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
+            slaves.push(Slave::new(channel));
+            slaves.len().saturating_sub(1)
+        });
+        if let Some(slave) = slaves.get_mut(index) {
+            slave.take(line, dialect);
         }
     }
-    Decoded { reports: finish(main, slaves), dialect }
-}
-
-fn finish(mut main: Main, slaves: Vec<Slave<'_>>) -> Vec<Report> {
-    let (slaves, empty): (Vec<_>, Vec<_>) = slaves.into_iter().partition(Slave::says_something);
-    main.unknown.extend(empty.into_iter().flat_map(|slave| slave.lines).map(unknown));
+    slaves.retain(|slave| {
+        if !slave.says_something() {
+            let lines = telegram.lines().filter(|&line| channel(line) == Some(slave.channel));
+            main.unknown.extend(lines.map(unknown));
+        }
+        slave.says_something()
+    });
     let telegram_time = main.time;
     let mut reports = Vec::with_capacity(slaves.len().saturating_add(1));
-    if main.readings.is_empty() && !slaves.is_empty() {
-        let mut slaves = slaves.into_iter().map(|slave| slave.report(telegram_time));
-        if let Some(first) = slaves.next() {
-            reports.push(main.merge_into(first));
+    let mut slaves = slaves.into_iter().map(|slave| slave.report(telegram_time));
+    match slaves.next() {
+        Some(first) if main.readings.is_empty() => reports.push(main.merge_into(first)),
+        first => {
+            reports.push(main.report());
+            reports.extend(first);
         }
-        reports.extend(slaves);
-    } else {
-        reports.push(main.report());
-        reports.extend(slaves.into_iter().map(|slave| slave.report(telegram_time)));
     }
-    reports
+    reports.extend(slaves);
+    Decoded { reports, dialect }
+}
+
+/// The channel of the slave meter that a line is of.
+fn channel(line: Line<'_>) -> Option<u8> {
+    match line.code {
+        Some(Obis { a: 0, b: channel @ 1..=4, .. }) => Some(channel),
+        _ => None,
+    }
 }
 
 /// The meter whose port it is.
@@ -83,13 +90,15 @@ struct Main {
 
 impl Main {
     fn new(telegram: &Telegram<'_>) -> Self {
+        let mut info = Vec::with_capacity(8);
+        info.push((Cow::Borrowed("identification"), text::printable(telegram.identification())));
         Self {
             id: None,
             id_at: 0,
             time: None,
             // A three-phase DSMR 5 meter sends 26.
             readings: Vec::with_capacity(32),
-            info: vec![(Cow::Borrowed("identification"), printable(telegram.identification()))],
+            info,
             events: Vec::new(),
             unknown: Vec::new(),
         }
@@ -102,37 +111,55 @@ impl Main {
         }
     }
 
-    fn understand(&mut self, meaning: &Meaning, text: &[u8]) -> Option<()> {
+    fn understand(&mut self, meaning: Meaning, text: &[u8]) -> Option<()> {
         if let Meaning::FailureLog = meaning {
             self.events.extend(failure_log(text)?);
             return Some(());
         }
-        let content = text::single(text)?;
+        // What is no number or clock can have no bracket in it.
+        let number = text::inside(text)?;
         let mut info = |name, text| self.info.push((Cow::Borrowed(name), text));
         match meaning {
-            Meaning::Register { name, unit } => self.readings.push(register(name, unit, content)?),
-            Meaning::Limit => {
-                let reading = register("power_limit", &Unit::KW, content);
-                self.readings.push(reading.or_else(|| register("current_limit", &Unit::A, content))?);
-            }
-            Meaning::Clock => self.time = Some(text::clock(content)?),
-            Meaning::Identifier => {
+            Meaning::Register { name, unit } => self.register(name, unit, number)?,
+            Meaning::Limit => self
+                .register("power_limit", &Unit::KW, number)
+                .or_else(|| self.register("current_limit", &Unit::A, number))?,
+            // What a telegram says twice stands as it was said first; the second is unknown.
+            Meaning::Clock if self.time.is_none() => self.time = Some(text::clock(number)?),
+            Meaning::Identifier if self.id.is_none() => {
+                self.id = text::identifier(text::single(text)?);
                 // Its place among the texts, for telegrams in which it names no electricity meter.
                 self.id_at = self.info.len();
-                self.id = text::identifier(content);
             }
-            Meaning::Plain(name) => info(name, printable(content)),
-            Meaning::Text(name) => info(name, text::from_hex(content)),
+            Meaning::Plain(name) => info(name, text::printable(text::single(text)?)),
+            Meaning::Text(name) => info(name, text::from_hex(text::single(text)?)),
             Meaning::Tariff { first, second } => {
-                let tariff = match content {
-                    b"0001" => (*first).to_owned(),
-                    b"0002" => (*second).to_owned(),
-                    other => printable(other),
+                let tariff = match text::single(text)? {
+                    b"0001" => first.to_owned(),
+                    b"0002" => second.to_owned(),
+                    other => text::printable(other),
                 };
                 info("tariff", tariff);
             }
             _ => return None,
         }
+        Some(())
+    }
+
+    /// `value*unit` as a register that counts in `unit`.
+    fn register(&mut self, name: &'static str, unit: &Unit, content: &[u8]) -> Option<()> {
+        let (mut value, spelling) = text::value_and_unit(content)?;
+        let mut raw = None;
+        // At most three bytes: less than a call of memcmp.
+        if !unit.as_str().bytes().eq(spelling.iter().copied()) {
+            let (found, exponent) = dialect::unit(spelling)?;
+            if found != unit {
+                return None;
+            }
+            raw = Some(Box::new((value, raw_unit(spelling)?)));
+            value = value.shift(exponent)?;
+        }
+        self.readings.push(Reading { raw, ..Reading::now(Register::named(name), value, unit.clone()) });
         Some(())
     }
 
@@ -171,8 +198,6 @@ struct Slave<'a> {
     counters: Vec<Counter<'a>>,
     info: Vec<(Cow<'static, str>, String)>,
     unknown: Vec<Unknown>,
-    /// All its lines, until it is known whether it is a meter at all.
-    lines: Vec<Line<'a>>,
 }
 
 struct Counter<'a> {
@@ -191,31 +216,32 @@ impl<'a> Slave<'a> {
             counters: Vec::new(),
             info: vec![(Cow::Borrowed("channel"), channel.to_string())],
             unknown: Vec::new(),
-            lines: Vec::new(),
         }
     }
 
-    /// Whether it names itself or its kind, or counts something: an unused channel does neither.
+    /// Whether it names itself or its kind, or counts something: an unused channel does neither, though
+    /// some meters send a value without a unit for it.
     fn says_something(&self) -> bool {
-        self.id.is_some() || self.device_type.is_some() || !self.counters.is_empty()
+        self.id.is_some() || self.device_type.is_some() || self.counters.iter().any(|counter| !counter.unit.is_empty())
     }
 
     fn take(&mut self, line: Line<'a>, dialect: Dialect) {
-        self.lines.push(line);
         let meaning = line.code.and_then(|code| dialect.meaning(code));
         if meaning.and_then(|meaning| self.understand(meaning, line)).is_none() {
             self.unknown.push(unknown(line));
         }
     }
 
-    fn understand(&mut self, meaning: &Meaning, line: Line<'a>) -> Option<()> {
+    fn understand(&mut self, meaning: Meaning, line: Line<'a>) -> Option<()> {
         match meaning {
-            Meaning::DeviceType => {
+            Meaning::DeviceType if self.device_type.is_none() => {
                 let content = text::single(line.text)?;
                 self.device_type = (!content.is_empty()).then_some(content);
             }
-            Meaning::SlaveIdentifier => self.id = text::identifier(text::single(line.text)?),
-            Meaning::SlavePlain(name) => self.info.push((Cow::Borrowed(name), printable(text::single(line.text)?))),
+            Meaning::SlaveIdentifier if self.id.is_none() => self.id = text::identifier(text::single(line.text)?),
+            Meaning::SlavePlain(name) => {
+                self.info.push((Cow::Borrowed(name), text::printable(text::single(line.text)?)))
+            }
             Meaning::SlaveReading => {
                 let [time, value] = all_brackets::<2>(line.text)?;
                 let (value, unit) = text::value_and_unit(value)?;
@@ -235,7 +261,7 @@ impl<'a> Slave<'a> {
         let code = self.device_type.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let medium = Medium::from_device_type(code.unwrap_or(0));
         if let (Some(text), None) = (self.device_type, code) {
-            self.info.push((Cow::Borrowed("device_type"), printable(text)));
+            self.info.push((Cow::Borrowed("device_type"), text::printable(text)));
         }
         let mut readings = Vec::with_capacity(self.counters.len());
         let mut time = None;
@@ -273,31 +299,15 @@ const GJ_PER_KWH: Decimal = Decimal::per_ten_thousand(36);
 fn counter_reading(medium: Medium, counter: &Counter<'_>) -> Option<Reading> {
     let (mut unit, exponent) = dialect::unit(counter.unit)?;
     let mut value = counter.value.shift(exponent)?;
-    if *unit == Unit::KWH && matches!(medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling) {
+    let thermal = matches!(medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling) && *unit == Unit::KWH;
+    if thermal {
         value = value.times(GJ_PER_KWH)?;
         unit = &Unit::GJ;
     }
-    let register = Register::named(dialect::slave_register(medium, unit)?);
-    let mut reading = Reading::now(register, value, unit.clone());
-    if unit.as_str().as_bytes() != counter.unit && *unit != Unit::M3 {
+    let mut reading = Reading::now(Register::named(dialect::slave_register(medium, unit)?), value, unit.clone());
+    if thermal || exponent != 0 {
         reading.raw = Some(Box::new((counter.value, raw_unit(counter.unit)?)));
     }
-    Some(reading)
-}
-
-/// `(value*unit)` as a register that counts in `unit`.
-#[inline]
-fn register(name: &'static str, unit: &Unit, content: &[u8]) -> Option<Reading> {
-    let (value, spelling) = text::value_and_unit(content)?;
-    if spelling == unit.as_str().as_bytes() {
-        return Some(Reading::now(Register::named(name), value, unit.clone()));
-    }
-    let (found, exponent) = dialect::unit(spelling)?;
-    if found != unit {
-        return None;
-    }
-    let mut reading = Reading::now(Register::named(name), value.shift(exponent)?, unit.clone());
-    reading.raw = Some(Box::new((value, raw_unit(spelling)?)));
     Some(reading)
 }
 
@@ -342,12 +352,4 @@ fn all_brackets<const N: usize>(text: &[u8]) -> Option<[&[u8]; N]> {
 
 fn unknown(line: Line<'_>) -> Unknown {
     Unknown { code: escape(line.code_text), text: escape(line.text) }
-}
-
-/// Text as it is where it is printable, which nearly all is.
-fn printable(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) => text.to_owned(),
-        _ => escape(bytes),
-    }
 }

@@ -8,6 +8,11 @@
 //! countries, Hungary, Lithuania and Switzerland. Their own codes are kept as unknown, their tariff
 //! registers too, because low and normal cannot be told without the country.
 
+use Meaning::{
+    Clock, DeviceType, FailureLog, Identifier, Limit, Plain, Register, SlaveIdentifier, SlavePlain, SlaveReading,
+    SlaveReadingV3, Tariff, Text,
+};
+
 use super::Line;
 use crate::{obis::Obis, reading::Medium, unit::Unit};
 
@@ -41,45 +46,26 @@ impl Dialect {
         if timed { Self::Unrecognised } else { Self::Netherlands }
     }
 
-    fn tables(self) -> [&'static [Row]; 2] {
-        match self {
-            Self::Netherlands => [NETHERLANDS, COMMON],
-            Self::Belgium => [BELGIUM, COMMON],
-            Self::Unrecognised => [&[], COMMON],
-        }
+    /// What `code` means in this dialect; None when it is unknown.
+    pub fn meaning(self, code: Obis) -> Option<Meaning> {
+        let special = match self {
+            Self::Netherlands => netherlands(code),
+            Self::Belgium => belgium(code),
+            Self::Unrecognised => None,
+        };
+        special.or_else(|| common(code))
     }
-
-    /// What `code` means in this dialect; None when it is unknown. Slave channels 1..4 read as channel
-    /// `n` of the tables.
-    #[inline]
-    pub fn meaning(self, code: Obis) -> Option<&'static Meaning> {
-        let code = if code.a == 0 && (1..=4).contains(&code.b) { Obis { b: SLAVE, ..code } } else { code };
-        let key = code.key();
-        self.tables().into_iter().find_map(|table| {
-            let index = table.binary_search_by_key(&key, |row| row.code.key()).ok()?;
-            table.get(index).map(|row| &row.meaning)
-        })
-    }
-}
-
-/// Stands for the channel number of a slave meter in the tables.
-const SLAVE: u8 = 254;
-
-/// One code.
-struct Row {
-    code: Obis,
-    meaning: Meaning,
 }
 
 /// What a line is about.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
     /// `(value*unit)`: a register.
     Register {
         /// Its name.
         name: &'static str,
         /// Its unit; other prefixes of the same unit are converted.
-        unit: Unit,
+        unit: &'static Unit,
     },
     /// `(value*kW)` or `(value*A)`: what the connection may carry.
     Limit,
@@ -112,134 +98,115 @@ pub enum Meaning {
     SlavePlain(&'static str),
 }
 
-const fn row(code: Obis, meaning: Meaning) -> Row {
-    Row { code, meaning }
+const fn register(name: &'static str, unit: &'static Unit) -> Meaning {
+    Register { name, unit }
 }
-
-const fn electric(c: u8, d: u8, e: u8, name: &'static str, unit: Unit) -> Row {
-    row(Obis::new(1, 0, c, d, e), Meaning::Register { name, unit })
-}
-
-const fn general(c: u8, d: u8, e: u8, meaning: Meaning) -> Row {
-    row(Obis::new(0, 0, c, d, e), meaning)
-}
-
-const fn slave(c: u8, d: u8, e: u8, meaning: Meaning) -> Row {
-    row(Obis::new(0, SLAVE, c, d, e), meaning)
-}
-
-// Each table is sorted by code, which a test holds.
 
 /// Means the same in every country. DSMR 6.12 unless said otherwise.
-const COMMON: &[Row] = &[
-    general(1, 0, 0, Meaning::Clock),
-    general(1, 1, 0, Meaning::Clock),  // observed on WarmteLink heat devices
-    general(17, 0, 0, Meaning::Limit), // DSMR 4.2.2: threshold, kW; DSMR 2.2 and 3.0: A
-    general(96, 1, 1, Meaning::Identifier),
-    general(96, 1, 4, Meaning::Plain("version")), // e-MUCS
-    general(96, 3, 10, Meaning::Plain("switch")), // DSMR 4.2.2
-    general(96, 7, 9, Meaning::Register { name: "long_power_failures", unit: Unit::NONE }),
-    general(96, 7, 21, Meaning::Register { name: "power_failures", unit: Unit::NONE }),
-    general(96, 13, 0, Meaning::Text("message")),
-    general(96, 13, 1, Meaning::Text("message_code")), // DSMR 4.2.2
-    slave(24, 1, 0, Meaning::DeviceType),
-    slave(24, 2, 1, Meaning::SlaveReading),
-    slave(24, 3, 0, Meaning::SlaveReadingV3),      // DSMR 3.0
-    slave(24, 4, 0, Meaning::SlavePlain("valve")), // DSMR 4.2.2
-    slave(96, 1, 0, Meaning::SlaveIdentifier),
-    electric(1, 7, 0, "power_import", Unit::KW),
-    electric(1, 8, 0, "import_total", Unit::KWH), // Luxembourg 1.1.3
-    electric(2, 7, 0, "power_export", Unit::KW),
-    electric(2, 8, 0, "export_total", Unit::KWH), // Luxembourg 1.1.3
-    electric(21, 7, 0, "power_import_l1", Unit::KW),
-    electric(22, 7, 0, "power_export_l1", Unit::KW),
-    electric(31, 4, 0, "current_limit", Unit::A), // e-MUCS
-    electric(31, 7, 0, "current_l1", Unit::A),
-    electric(32, 7, 0, "voltage_l1", Unit::V),
-    electric(32, 32, 0, "voltage_sags_l1", Unit::NONE),
-    electric(32, 36, 0, "voltage_swells_l1", Unit::NONE),
-    electric(41, 7, 0, "power_import_l2", Unit::KW),
-    electric(42, 7, 0, "power_export_l2", Unit::KW),
-    electric(51, 7, 0, "current_l2", Unit::A),
-    electric(52, 7, 0, "voltage_l2", Unit::V),
-    electric(52, 32, 0, "voltage_sags_l2", Unit::NONE),
-    electric(52, 36, 0, "voltage_swells_l2", Unit::NONE),
-    electric(61, 7, 0, "power_import_l3", Unit::KW),
-    electric(62, 7, 0, "power_export_l3", Unit::KW),
-    electric(71, 7, 0, "current_l3", Unit::A),
-    electric(72, 7, 0, "voltage_l3", Unit::V),
-    electric(72, 32, 0, "voltage_sags_l3", Unit::NONE),
-    electric(72, 36, 0, "voltage_swells_l3", Unit::NONE),
-    row(Obis::new(1, 0, 99, 97, 0), Meaning::FailureLog),
-    row(Obis::new(1, 3, 0, 2, 8), Meaning::Plain("version")),
-];
+fn common(code: Obis) -> Option<Meaning> {
+    let Obis { a, b, c, d, e, f: 255 } = code else { return None };
+    Some(match (a, b, c, d, e) {
+        (0, 0, 1, 0, 0) => Clock,
+        (0, 0, 1, 1, 0) => Clock,  // observed on WarmteLink heat devices
+        (0, 0, 17, 0, 0) => Limit, // DSMR 4.2.2: threshold, kW; DSMR 2.2 and 3.0: A
+        (0, 0, 96, 1, 1) => Identifier,
+        (0, 0, 96, 1, 4) => Plain("version"), // e-MUCS
+        (0, 0, 96, 3, 10) => Plain("switch"), // DSMR 4.2.2
+        (0, 0, 96, 7, 9) => register("long_power_failures", &Unit::NONE),
+        (0, 0, 96, 7, 21) => register("power_failures", &Unit::NONE),
+        (0, 0, 96, 13, 0) => Text("message"),
+        (0, 0, 96, 13, 1) => Text("message_code"), // DSMR 4.2.2
+        (0, 1..=4, 24, 1, 0) => DeviceType,
+        (0, 1..=4, 24, 2, 1) => SlaveReading,
+        (0, 1..=4, 24, 3, 0) => SlaveReadingV3,      // DSMR 3.0
+        (0, 1..=4, 24, 4, 0) => SlavePlain("valve"), // DSMR 4.2.2
+        (0, 1..=4, 96, 1, 0) => SlaveIdentifier,
+        (1, 0, 1, 7, 0) => register("power_import", &Unit::KW),
+        (1, 0, 1, 8, 0) => register("import_total", &Unit::KWH), // Luxembourg 1.1.3
+        (1, 0, 2, 7, 0) => register("power_export", &Unit::KW),
+        (1, 0, 2, 8, 0) => register("export_total", &Unit::KWH), // Luxembourg 1.1.3
+        (1, 0, 21, 7, 0) => register("power_import_l1", &Unit::KW),
+        (1, 0, 22, 7, 0) => register("power_export_l1", &Unit::KW),
+        (1, 0, 31, 4, 0) => register("current_limit", &Unit::A), // e-MUCS
+        (1, 0, 31, 7, 0) => register("current_l1", &Unit::A),
+        (1, 0, 32, 7, 0) => register("voltage_l1", &Unit::V),
+        (1, 0, 32, 32, 0) => register("voltage_sags_l1", &Unit::NONE),
+        (1, 0, 32, 36, 0) => register("voltage_swells_l1", &Unit::NONE),
+        (1, 0, 41, 7, 0) => register("power_import_l2", &Unit::KW),
+        (1, 0, 42, 7, 0) => register("power_export_l2", &Unit::KW),
+        (1, 0, 51, 7, 0) => register("current_l2", &Unit::A),
+        (1, 0, 52, 7, 0) => register("voltage_l2", &Unit::V),
+        (1, 0, 52, 32, 0) => register("voltage_sags_l2", &Unit::NONE),
+        (1, 0, 52, 36, 0) => register("voltage_swells_l2", &Unit::NONE),
+        (1, 0, 61, 7, 0) => register("power_import_l3", &Unit::KW),
+        (1, 0, 62, 7, 0) => register("power_export_l3", &Unit::KW),
+        (1, 0, 71, 7, 0) => register("current_l3", &Unit::A),
+        (1, 0, 72, 7, 0) => register("voltage_l3", &Unit::V),
+        (1, 0, 72, 32, 0) => register("voltage_sags_l3", &Unit::NONE),
+        (1, 0, 72, 36, 0) => register("voltage_swells_l3", &Unit::NONE),
+        (1, 0, 99, 97, 0) => FailureLog,
+        (1, 3, 0, 2, 8) => Plain("version"),
+        _ => return None,
+    })
+}
 
 /// DSMR 6.12: tariff 1 is low, tariff 2 is normal.
-const NETHERLANDS: &[Row] = &[
-    general(96, 14, 0, Meaning::Tariff { first: "low", second: "normal" }),
-    electric(1, 8, 1, "import_low", Unit::KWH),
-    electric(1, 8, 2, "import_normal", Unit::KWH),
-    electric(2, 8, 1, "export_low", Unit::KWH),
-    electric(2, 8, 2, "export_normal", Unit::KWH),
-];
+fn netherlands(code: Obis) -> Option<Meaning> {
+    let Obis { a, b, c, d, e, f: 255 } = code else { return None };
+    Some(match (a, b, c, d, e) {
+        (0, 0, 96, 14, 0) => Tariff { first: "low", second: "normal" },
+        (1, 0, 1, 8, 1) => register("import_low", &Unit::KWH),
+        (1, 0, 1, 8, 2) => register("import_normal", &Unit::KWH),
+        (1, 0, 2, 8, 1) => register("export_low", &Unit::KWH),
+        (1, 0, 2, 8, 2) => register("export_normal", &Unit::KWH),
+        _ => return None,
+    })
+}
 
 /// e-MUCS: the other way round, and other codes for slave meters.
-const BELGIUM: &[Row] = &[
-    general(96, 14, 0, Meaning::Tariff { first: "normal", second: "low" }),
-    slave(24, 2, 3, Meaning::SlaveReading), // gas, not temperature-corrected
-    slave(96, 1, 1, Meaning::SlaveIdentifier),
-    electric(1, 8, 1, "import_normal", Unit::KWH),
-    electric(1, 8, 2, "import_low", Unit::KWH),
-    electric(2, 8, 1, "export_normal", Unit::KWH),
-    electric(2, 8, 2, "export_low", Unit::KWH),
-];
-
-/// A unit as meters write it: which unit it is a power of ten of.
-struct Spelling {
-    text: &'static [u8],
-    unit: Unit,
-    exponent: i8,
+fn belgium(code: Obis) -> Option<Meaning> {
+    let Obis { a, b, c, d, e, f: 255 } = code else { return None };
+    Some(match (a, b, c, d, e) {
+        (0, 0, 96, 14, 0) => Tariff { first: "normal", second: "low" },
+        (0, 1..=4, 24, 2, 3) => SlaveReading, // gas, not temperature-corrected
+        (0, 1..=4, 96, 1, 1) => SlaveIdentifier,
+        (1, 0, 1, 8, 1) => register("import_normal", &Unit::KWH),
+        (1, 0, 1, 8, 2) => register("import_low", &Unit::KWH),
+        (1, 0, 2, 8, 1) => register("export_normal", &Unit::KWH),
+        (1, 0, 2, 8, 2) => register("export_low", &Unit::KWH),
+        _ => return None,
+    })
 }
 
-const fn spelling(text: &'static [u8], unit: Unit, exponent: i8) -> Spelling {
-    Spelling { text, unit, exponent }
-}
-
-/// Reference: units of DSMR 6.12 first, then what Austrian, Aidon and Lithuanian meters send.
-const SPELLINGS: &[Spelling] = &[
-    spelling(b"kWh", Unit::KWH, 0),
-    spelling(b"kW", Unit::KW, 0),
-    spelling(b"V", Unit::V, 0),
-    spelling(b"A", Unit::A, 0),
-    spelling(b"m3", Unit::M3, 0),
-    spelling(b"m\xb3", Unit::M3, 0),
-    spelling(b"GJ", Unit::GJ, 0),
-    spelling(b"MJ", Unit::GJ, -3),
-    spelling(b"Wh", Unit::KWH, -3),
-    spelling(b"MWh", Unit::KWH, 3),
-    spelling(b"W", Unit::KW, -3),
-    spelling(b"mA", Unit::A, -3),
-    spelling(b"kV", Unit::V, 3),
-    spelling(b"", Unit::NONE, 0),
-];
-
-/// The unit behind a spelling, and the power of ten by which its values are to be multiplied.
-#[inline]
-pub(super) fn unit(text: &[u8]) -> Option<(&'static Unit, i8)> {
-    SPELLINGS.iter().find(|spelling| spelling.text == text).map(|spelling| (&spelling.unit, spelling.exponent))
+/// The unit behind a spelling, and the power of ten by which its values are to be multiplied. Units of
+/// DSMR 6.12 first, then what Austrian, Aidon and Lithuanian meters send.
+pub(super) fn unit(spelling: &[u8]) -> Option<(&'static Unit, i8)> {
+    Some(match spelling {
+        b"kWh" => (&Unit::KWH, 0),
+        b"kW" => (&Unit::KW, 0),
+        b"V" => (&Unit::V, 0),
+        b"A" => (&Unit::A, 0),
+        b"m3" | b"m\xb3" => (&Unit::M3, 0),
+        b"GJ" => (&Unit::GJ, 0),
+        b"MJ" => (&Unit::GJ, -3),
+        b"Wh" => (&Unit::KWH, -3),
+        b"MWh" => (&Unit::KWH, 3),
+        b"W" => (&Unit::KW, -3),
+        b"mA" => (&Unit::A, -3),
+        b"kV" => (&Unit::V, 3),
+        b"" => (&Unit::NONE, 0),
+        _ => return None,
+    })
 }
 
 /// The register of a slave meter's counter, by its medium and unit. None where the two do not fit.
 pub(super) fn slave_register(medium: Medium, unit: &Unit) -> Option<&'static str> {
     let thermal = matches!(medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling | Medium::Other(_));
-    if *unit == Unit::M3 && medium != Medium::Electricity {
-        Some("volume")
-    } else if *unit == Unit::GJ && thermal {
-        Some("energy")
-    } else if *unit == Unit::KWH && medium == Medium::Electricity {
-        Some("import_total")
-    } else {
-        None
+    match unit.as_str() {
+        "m3" if medium != Medium::Electricity => Some("volume"),
+        "GJ" if thermal => Some("energy"),
+        "kWh" if medium == Medium::Electricity => Some("import_total"),
+        _ => None,
     }
 }
 
@@ -248,16 +215,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_sorted_and_codes_unique() {
-        for table in [COMMON, NETHERLANDS, BELGIUM] {
-            assert!(table.is_sorted_by(|a, b| a.code.key() < b.code.key()));
-        }
-    }
-
-    #[test]
     fn normal_and_low_follow_the_country() {
         let name = |dialect: Dialect, e| match dialect.meaning(Obis::new(1, 0, 1, 8, e)) {
-            Some(Meaning::Register { name, .. }) => Some(*name),
+            Some(Register { name, .. }) => Some(name),
             _ => None,
         };
         assert_eq!(name(Dialect::Netherlands, 1), Some("import_low"));
@@ -271,7 +231,7 @@ mod tests {
     #[test]
     fn channels_are_those_of_slaves_only() {
         let code = |b| Dialect::Netherlands.meaning(Obis::new(0, b, 24, 1, 0));
-        assert_eq!(code(4), Some(&Meaning::DeviceType));
+        assert_eq!(code(4), Some(DeviceType));
         assert_eq!(code(5), None);
         assert_eq!(code(0), None);
     }

@@ -80,13 +80,18 @@ impl<'a> Telegram<'a> {
 
     /// The text behind the `/`.
     pub fn identification(&self) -> &'a [u8] {
+        without_return(next_line(self.content()).0)
+    }
+
+    /// What stands between the `/` and the `!`.
+    fn content(&self) -> &'a [u8] {
         let rest = self.bytes.strip_prefix(b"/").unwrap_or(self.bytes);
-        without_return(next_line(rest).0)
+        rest.strip_suffix(b"!").unwrap_or(rest)
     }
 
     /// Every line between the header and the `!` that is not blank, in order.
     pub fn lines(&self) -> impl Iterator<Item = Line<'a>> + use<'a> {
-        let mut rest = next_line(self.bytes.strip_suffix(b"!").unwrap_or(self.bytes)).1;
+        let mut rest = next_line(self.content()).1;
         std::iter::from_fn(move || {
             loop {
                 let begin = rest;

@@ -1,8 +1,9 @@
 //! The small forms inside the brackets of a line: clocks, hex texts, values.
 
+use std::fmt::Write as _;
+
 use crate::{
     moment::{Civil, Moment},
-    reading::escape,
     unit::Decimal,
 };
 
@@ -23,7 +24,12 @@ pub(super) fn clock(text: &[u8]) -> Option<Moment> {
 
 /// A text sent as pairs of hex digits; what is not such a text, or not printable ASCII, stays as sent.
 pub(super) fn from_hex(text: &[u8]) -> String {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte.wrapping_sub(b'0')),
+        b'A'..=b'F' => Some(byte.wrapping_sub(b'A' - 10)),
+        b'a'..=b'f' => Some(byte.wrapping_sub(b'a' - 10)),
+        _ => None,
+    };
     let decode = || {
         let (pairs, []) = text.as_chunks::<2>() else { return None };
         let mut decoded = String::with_capacity(pairs.len());
@@ -36,7 +42,21 @@ pub(super) fn from_hex(text: &[u8]) -> String {
         }
         Some(decoded)
     };
-    decode().unwrap_or_else(|| escape(text))
+    decode().unwrap_or_else(|| printable(text))
+}
+
+/// A text to be read by people: printable ASCII as it is, every other byte as `\xNN`. A backslash stays
+/// single, because nearly every header holds one.
+pub(super) fn printable(text: &[u8]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for &byte in text {
+        match byte {
+            b' '..=b'~' => shown.push(char::from(byte)),
+            // Writing to a String cannot fail.
+            _ => drop(write!(shown, "\\x{byte:02x}")),
+        }
+    }
+    shown
 }
 
 /// An identifier: a hex text without the spaces around it. None when nothing is left.
@@ -54,12 +74,10 @@ pub(super) fn identifier(text: &[u8]) -> Option<String> {
 
 /// `value*unit` or `value`, where the unit may be empty.
 pub(super) fn value_and_unit(text: &[u8]) -> Option<(Decimal, &[u8])> {
-    match memchr::memchr(b'*', text) {
-        Some(star) => {
-            let (value, unit) = text.split_at_checked(star)?;
-            Some((Decimal::parse(value)?, unit.split_first()?.1))
-        }
-        None => Some((Decimal::parse(text)?, b"")),
+    match Decimal::parse_prefix(text)? {
+        (value, []) => Some((value, b"")),
+        (value, [b'*', unit @ ..]) => Some((value, unit)),
+        _ => None,
     }
 }
 
@@ -76,7 +94,7 @@ pub(super) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
         }
         let item = || {
             let inside = rest.strip_prefix(b"(")?;
-            let (item, tail) = inside.split_at_checked(memchr::memchr(b')', inside)?)?;
+            let (item, tail) = inside.split_at_checked(inside.iter().position(|&byte| byte == b')')?)?;
             Some((item, tail.split_first()?.1))
         };
         match item() {
@@ -92,10 +110,14 @@ pub(super) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     })
 }
 
-/// The only bracket of a line.
+/// What stands between the first bracket and the last.
+pub(super) fn inside(text: &[u8]) -> Option<&[u8]> {
+    text.strip_prefix(b"(")?.strip_suffix(b")")
+}
+
+/// What stands in the only bracket of a line.
 pub(super) fn single(text: &[u8]) -> Option<&[u8]> {
-    let inside = text.strip_prefix(b"(")?.strip_suffix(b")")?;
-    memchr::memchr2(b'(', b')', inside).is_none().then_some(inside)
+    inside(text).filter(|text| !text.iter().any(|byte| matches!(byte, b'(' | b')')))
 }
 
 #[cfg(test)]
@@ -122,6 +144,12 @@ mod tests {
         assert_eq!(identifier(b"2020"), None);
         assert_eq!(identifier(b""), None);
         assert_eq!(identifier(b"HEAT\xb3"), Some("HEAT\\xb3".into()));
+    }
+
+    #[test]
+    fn texts_keep_their_backslash() {
+        assert_eq!(from_hex(b"a\\b\xff"), "a\\b\\xff");
+        assert_eq!(printable(b"ISk5\\2M\x1b"), "ISk5\\2M\\x1b");
     }
 
     #[test]

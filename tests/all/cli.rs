@@ -1,0 +1,285 @@
+//! The commands, as a user runs them: what they print where, and the exit code.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use meterkast::p1::Writer;
+use serde_json::Value;
+
+use crate::parts::{Folder, Meter, Meterkast, meterkast};
+
+fn fixture(name: &str) -> String {
+    format!("{}/fixtures/p1/{name}.txt", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What the decoder must make of a fixture: the lines of the meters, without those of what is rejected.
+fn expected(name: &str) -> String {
+    let path = Path::new(&fixture(name)).with_extension("expected");
+    fs::read_to_string(path)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.starts_with('!'))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn decode_prints_a_line_a_meter() {
+    let ended = meterkast(&["decode", &fixture("dsmr50-gas-heat-hotwater")], b"");
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert_eq!(ended.stdout, expected("dsmr50-gas-heat-hotwater"));
+    // Several files, in their order.
+    let ended = meterkast(&["decode", &fixture("heat-only"), &fixture("dsmr22-gas")], b"");
+    assert_eq!(ended.stdout, expected("heat-only") + &expected("dsmr22-gas"));
+}
+
+#[test]
+fn decode_names_what_it_rejects() {
+    for (name, reason) in [
+        ("bad-crc", "CRC mismatch"),
+        ("bad-crc-between", "CRC mismatch"),
+        ("truncated", "truncated"),
+        ("starts-in-the-middle", "fragment"),
+        ("no-crc-dsmr5", "CRC missing"),
+    ] {
+        let file = fixture(name);
+        let ended = meterkast(&["decode", &file], b"");
+        assert_eq!(ended.code, Some(1), "{name}");
+        assert_eq!(ended.stdout, expected(name));
+        let rejected = fs::read_to_string(Path::new(&file).with_extension("expected")).unwrap();
+        let offsets = rejected.lines().filter_map(|line| line.strip_prefix("! ")?.split_once(':'));
+        for (offset, _) in offsets {
+            assert!(ended.stderr.contains(&format!("{file}:{offset}: {reason}")), "{name}: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn decode_reads_standard_input_and_hex() {
+    let name = "dsmr42-three-phase-gas";
+    let bytes = fs::read(fixture(name)).unwrap();
+    let hex: String = bytes
+        .chunks(16)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>() + "\n")
+        .collect();
+    for (arguments, input) in
+        [(&["decode"][..], &bytes[..]), (&["decode", "-"], &bytes), (&["decode", "-"], hex.as_bytes())]
+    {
+        let ended = meterkast(arguments, input);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        assert_eq!(ended.stdout, expected(name), "{arguments:?}");
+    }
+    let folder = Folder::new();
+    let file = folder.file("upper.hex", hex.to_uppercase());
+    assert_eq!(meterkast(&["decode", file.to_str().unwrap()], b"").stdout, expected(name));
+}
+
+#[test]
+fn decode_says_when_there_is_nothing() {
+    let folder = Folder::new();
+    let file = |name: &str, content: &str| folder.file(name, content).to_str().unwrap().to_owned();
+    for (file, message) in [
+        (file("empty", ""), "is empty"),
+        (file("blank", "\r\n\r\n"), "holds no P1 telegram"),
+        (folder.path("none").to_str().unwrap().to_owned(), "No such file"),
+        (file("text", "no telegram"), ":0: fragment"),
+    ] {
+        let ended = meterkast(&["decode", &file], b"");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{file}");
+        assert!(ended.stderr.starts_with(&file) && ended.stderr.contains(message), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_terminal_is_told_nothing_by_a_meter() {
+    let hostile = Writer::new("XXX5\x1b]0;title\x07")
+        .line("1-3:0.2.8(50)")
+        .line("0-0:1.0.0(261121200000W)")
+        .line("0-0:96.1.1(1b5b324a1b5b324a1b5b324a1b5b324a)")
+        .line("0-0:96.13.0(1b5b324a1b5b33316d)")
+        .line("0-0:96.13.1(\x1b[2J)")
+        .line(b"0-0:97.97.9(\x1b[2J\x9b31m)")
+        .line("1-0:1.8.1(000001.000*\x1b[2J)")
+        .line("1-0:1.8.2(000001.000*kWh)")
+        .finish(true);
+    for format in ["table", "json"] {
+        let ended = meterkast(&["decode", "--format", format], &hostile);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let control = |text: &str| text.chars().any(|letter| letter.is_control() && letter != '\n');
+        assert!(!control(&ended.stdout) && !control(&ended.stderr), "{format}: {ended:?}");
+        assert!(ended.stdout.contains("x1b[2J") && ended.stdout.contains("import_normal"), "{}", ended.stdout);
+    }
+    // Nor by what is rejected, nor on the way to the database and back.
+    let ended = meterkast(&["decode"], &[b"\x1b[2J\r\n", &hostile[..]].concat());
+    assert!(ended.code == Some(1) && !ended.stderr.contains('\x1b'), "{ended:?}");
+    let folder = Folder::new();
+    let file = folder.file("hostile", hostile);
+    let data = folder.path("data");
+    let ended = meterkast(&["replay", file.to_str().unwrap(), "--data", data.to_str().unwrap()], b"");
+    assert!(ended.code == Some(0) && !ended.stderr.contains('\x1b'), "{ended:?}");
+    let store = format!("sqlite://{}", data.join("meterkast.db").display());
+    let ended = meterkast(&["readings", "--store", &store], b"");
+    assert!(
+        ended.code == Some(0) && !ended.stdout.contains('\x1b') && ended.stdout.contains("import_normal"),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_closed_standard_output_ends_a_command_quietly() {
+    let folder = Folder::new();
+    // More than a pipe holds.
+    let file = folder.file("capture", Meter::new(20).telegrams(400));
+    let mut decode = Meterkast::start(["decode".as_ref(), file.as_os_str()]);
+    let mut line = String::new();
+    BufReader::new(decode.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("{\"schema\":1,"), "{line}");
+    assert!(decode.ends().await.success());
+    assert_eq!(decode.stderr(), "");
+}
+
+#[test]
+fn check_names_line_and_remedy() {
+    let folder = Folder::new();
+    let check = |name: &str, text: &str| {
+        let file = folder.file(name, text);
+        (meterkast(&["check", file.to_str().unwrap()], b""), file.display().to_string())
+    };
+    let good = "[[p1]]\nport = \"/dev/ttyUSB0\"\n[store]\nurl = \"sqlite:///tmp/meterkast.db\"\n";
+    let (ended, file) = check("good.toml", good);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.starts_with(&format!("{file}: ok\n")), "{ended:?}");
+    let (ended, file) = check("key.toml", &good.replace("url", "urls"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    assert!(ended.stderr.contains(&format!("{file}:4: unknown key `urls`: did you mean `url`?")), "{}", ended.stderr);
+    let (ended, file) = check("value.toml", &good.replace("sqlite:", "mysql:"));
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains(&format!("{file}:4: ")) && ended.stderr.contains("sqlite:///"), "{}", ended.stderr);
+    let missing = folder.path("missing.toml");
+    for command in [&["check", missing.to_str().unwrap()][..], &["run", "--config", missing.to_str().unwrap()]] {
+        let ended = meterkast(command, b"");
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.stderr.contains("missing.toml: cannot be read"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_from_everything_else() {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["replay"],
+        &["replay", "--speed", "fast", "file"],
+        &["decode", "--format", "xml"],
+        &["readings", "--at", "yesterday"],
+        &["readings", "--store", "mysql://x"],
+        &["demo", "--seconds", "0"],
+        &["check"],
+    ] {
+        let ended = meterkast(arguments, b"");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(ended.stderr.contains("Usage") || ended.stderr.contains("error:"), "{arguments:?}: {}", ended.stderr);
+    }
+    assert_eq!(meterkast(&["--version"], b"").stdout, format!("meterkast {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(meterkast(&["--help"], b"").code, Some(0));
+}
+
+#[test]
+fn readings_are_of_a_moment() {
+    let folder = Folder::new();
+    let store = format!("sqlite://{}", folder.path("meterkast.db").display());
+    let ended = meterkast(&["readings", "--store", &store], b"");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+    assert!(ended.stderr.contains("there is no database here; check `store.url`"), "{}", ended.stderr);
+
+    let mut meter = Meter::new(21);
+    let file = folder.file("capture", meter.telegrams(10));
+    let data = folder.path("");
+    let ended = meterkast(&["replay", file.to_str().unwrap(), "--data", data.to_str().unwrap()], b"");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(summary["telegrams"], 10);
+    assert_eq!((&summary["stored"], &summary["messages"]), (&meter.messages().into(), &meter.messages().into()));
+    assert!(ended.stderr.starts_with("broker: mqtt://127.0.0.1:"), "it says which port it took: {}", ended.stderr);
+
+    let at = |time: &str| -> Vec<Value> {
+        let ended = meterkast(&["readings", "--store", &store, "--format", "json", "--at", time], b"");
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    assert!(at("2026-11-21T19:59:59+01:00").is_empty());
+    // Only the meters behind the meter were read at eight.
+    let media = |lines: &[Value]| -> Vec<String> {
+        let mut media: Vec<_> = lines.iter().map(|line| line["medium"].as_str().unwrap().to_owned()).collect();
+        media.sort();
+        media.dedup();
+        media
+    };
+    assert_eq!(media(&at("2026-11-21T20:00:59+01:00")), ["gas", "heat", "hot_water"]);
+    let lines = at("2026-11-21T19:04:30Z");
+    assert_eq!(media(&lines), ["electricity", "gas", "heat", "hot_water"]);
+    for line in lines {
+        let time = if line["medium"] == "electricity" { "20:04:00" } else { "20:00:00" };
+        assert_eq!(line["at"], format!("2026-11-21T{time}+01:00"));
+        assert!(line["qualifiers"].as_object().unwrap().is_empty(), "{line}");
+    }
+    let table = meterkast(&["readings", "--store", &store], b"").stdout;
+    for head in ["METER", "REGISTER", "VALUE", "import_low", "import_normal", "GJ", "m3"] {
+        assert!(table.contains(head), "{table}");
+    }
+}
+
+#[test]
+fn replay_says_what_it_could_not_read() {
+    let folder = Folder::new();
+    let missing = folder.path("missing").to_str().unwrap().to_owned();
+    let ended = meterkast(&["replay", &missing], b"");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains(&format!("{missing}: No such file")), "{}", ended.stderr);
+    let text = folder.file("text", "no telegram at all\r\n").to_str().unwrap().to_owned();
+    let ended = meterkast(&["replay", &text], b"");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains(&format!("{text}:0: fragment")), "{}", ended.stderr);
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&summary["telegrams"], &summary["rejected"], &summary["messages"]), (&0.into(), &1.into(), &0.into()));
+    // The others of the files arrive all the same; so does standard input.
+    let ended = meterkast(&["replay", &missing, "-"], &Meter::new(22).telegrams(3));
+    assert_eq!(ended.code, Some(1));
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&summary["telegrams"], &summary["stored"]), (&3.into(), &6.into()));
+}
+
+#[test]
+fn replay_keeps_the_pace_that_it_is_told() {
+    let folder = Folder::new();
+    // Ten minutes.
+    let file = folder.file("capture", Meter::new(23).telegrams(11));
+    let begin = Instant::now();
+    let ended = meterkast(&["replay", file.to_str().unwrap(), "--speed", "300x"], b"");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn the_demo_shows_registers_of_four_media() {
+    let ended = meterkast(&["demo", "--seconds", "6", "--format", "json"], b"");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for (medium, register, unit) in [
+        ("electricity", "import_low", "kWh"),
+        ("electricity", "export_normal", "kWh"),
+        ("gas", "volume", "m3"),
+        ("heat", "energy", "GJ"),
+        ("hot_water", "volume", "m3"),
+    ] {
+        let part = format!("\"medium\":\"{medium}\",\"register\":\"{register}\"");
+        let line = ended.stdout.lines().find(|line| line.contains(&part));
+        assert!(line.is_some_and(|line| line.contains(&format!("\"unit\":\"{unit}\""))), "{part}: {}", ended.stdout);
+    }
+    for part in ["P1 port ", "mosquitto_sub -p ", "meterkast readings --store sqlite://", "confirmed by the store"] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+}

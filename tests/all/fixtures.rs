@@ -1,0 +1,114 @@
+//! Each fixture against its `.expected`, whose form `fixtures/README.md` describes.
+//! `METERKAST_BLESS=1` writes what the decoder makes of the fixture instead of comparing.
+
+use std::{collections::BTreeSet, fmt::Write as _, fs};
+
+use meterkast::{
+    p1::{LineEnds, Telegram, Writer},
+    payload,
+    reading::Identity,
+};
+
+use crate::samples::{Sample, files, fixtures, read, root};
+
+/// What `meterkast decode` prints of a file that comes in on a port named `p1`.
+fn decoded(sample: &Sample) -> String {
+    let mut lines = String::new();
+    read([&sample.bytes[..]], |outcome| match outcome {
+        Ok((_, decoded)) => {
+            for report in decoded.reports {
+                let report = report.rename(|meter: Identity| meter.name("decode", "p1"));
+                lines.push_str(&payload::decoded(&report));
+                lines.push('\n');
+            }
+        }
+        Err(rejected) => writeln!(lines, "! {}: {}", rejected.offset, rejected.reason.kind()).unwrap(),
+    });
+    lines
+}
+
+/// The first difference of each line that differs, with a little before it: the lines are long.
+fn difference(expected: &str, decoded: &str) -> Option<String> {
+    let (expected, decoded): (Vec<_>, Vec<_>) = (expected.lines().collect(), decoded.lines().collect());
+    let mut shown = String::new();
+    for index in 0..expected.len().max(decoded.len()) {
+        let (want, have) = (expected.get(index).copied(), decoded.get(index).copied());
+        if want == have {
+            continue;
+        }
+        let same = want.unwrap_or("").bytes().zip(have.unwrap_or("").bytes()).take_while(|(a, b)| a == b).count();
+        let part = |line: Option<&str>| match line {
+            Some(line) => {
+                let from = line.floor_char_boundary(same.saturating_sub(50));
+                let to = line.floor_char_boundary((same + 150).min(line.len()));
+                format!(
+                    "{}{}{}",
+                    if from > 0 { "..." } else { "" },
+                    &line[from..to],
+                    if to < line.len() { "..." } else { "" }
+                )
+            }
+            None => "(no line)".to_owned(),
+        };
+        writeln!(shown, "  line {}, byte {same}", index + 1).unwrap();
+        writeln!(shown, "    expected {}\n    decoded  {}", part(want), part(have)).unwrap();
+    }
+    (!shown.is_empty()).then_some(shown)
+}
+
+#[test]
+fn are_decoded_as_expected() {
+    let bless = std::env::var_os("METERKAST_BLESS").is_some_and(|value| value == "1");
+    let mut complaints = String::new();
+    for sample in fixtures() {
+        let path = root().join("fixtures/p1").join(&sample.name).with_extension("expected");
+        let decoded = decoded(&sample);
+        if bless {
+            fs::write(path, decoded).unwrap();
+        } else if !path.exists() {
+            writeln!(complaints, "{} has no .expected", sample.name).unwrap();
+        } else if let Some(difference) = difference(&fs::read_to_string(&path).unwrap(), &decoded) {
+            write!(complaints, "{}\n{difference}", sample.name).unwrap();
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+#[test]
+fn have_no_expectation_without_a_file() {
+    let stems = |extension| -> BTreeSet<_> {
+        files(&root().join("fixtures/p1"), extension).iter().map(|path| path.with_extension("")).collect()
+    };
+    let (telegrams, expectations) = (stems("txt"), stems("expected"));
+    assert_eq!(expectations.difference(&telegrams).collect::<Vec<_>>(), Vec::<&std::path::PathBuf>::new());
+}
+
+#[test]
+fn print_back() {
+    let mut written = 0;
+    for sample in fixtures() {
+        read([&sample.bytes[..]], |outcome| {
+            let Ok((telegram, _)) = outcome else { return };
+            let offset = usize::try_from(telegram.offset).unwrap();
+            assert!(sample.bytes[offset..].starts_with(telegram.bytes), "{} at {offset}", sample.name);
+            let blank_line = telegram.bytes.windows(4).any(|window| window == b"\r\n\r\n");
+            if telegram.line_ends == LineEnds::AsSent && blank_line {
+                let written_back = write_back(&telegram);
+                assert!(written_back.starts_with(telegram.bytes), "{} at {offset}", sample.name);
+                // The digits behind the `!` are not always four, nor upper case.
+                let digits = std::str::from_utf8(&written_back[telegram.bytes.len()..]).unwrap().trim_end();
+                assert_eq!(u16::from_str_radix(digits, 16).ok(), telegram.crc, "{} at {offset}", sample.name);
+                written += 1;
+            }
+        });
+    }
+    assert!(written >= 30, "only {written} telegrams were written back");
+}
+
+fn write_back(telegram: &Telegram<'_>) -> Vec<u8> {
+    let identification = std::str::from_utf8(telegram.identification()).unwrap();
+    let writer = telegram
+        .lines()
+        .fold(Writer::new(identification), |writer, line| writer.line([line.code_text, line.text].concat()));
+    writer.finish(telegram.crc.is_some())
+}

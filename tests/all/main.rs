@@ -1,0 +1,22 @@
+//! Every test that does not stand beside the code, as one binary: it is linked once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests may fail loudly"
+)]
+
+mod cli;
+mod configs;
+mod corpus;
+mod differential;
+mod fixtures;
+mod house;
+mod mutation;
+mod parts;
+mod samples;
+mod way;

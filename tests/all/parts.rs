@@ -1,0 +1,425 @@
+//! The real parts that the tests put together: a broker, its clients, the program, serial ports, meters.
+//!
+//! Everything is on loopback ports and in temporary folders, and ends with its variable. What a program
+//! wrote to standard error is shown when its test fails.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use meterkast::{
+    moment::Moment,
+    reading::Register,
+    simulate::Household,
+    store::sqlite::{Counts, Reader},
+    unit::Decimal,
+};
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt, task::JoinHandle};
+use tokio_serial::{SerialPort, SerialStream};
+
+/// How long anything may take before its test fails: far longer than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks again and again until there is something to see.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(Instant::now() < end, "not within {} s: {what}", PATIENCE.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A port on which nothing listens. Below those that the system gives to clients, so that none of them
+/// takes it while the test is without a listener there.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = u16::try_from(std::process::id() % 10_000).unwrap();
+    loop {
+        let port = 20_000 + (begin + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A program with nothing open but its standard streams. tokio-serial opens the ends of a
+/// pseudo-terminal so that every child process gets them too, and then none of them ever hangs up.
+fn program(name: &str) -> Command {
+    let script = r#"for fd in /proc/self/fd/*; do
+        fd=${fd##*/}
+        if ((fd > 2)); then eval "exec $fd>&-"; fi
+    done
+    exec "$@""#;
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash", name]);
+    command
+}
+
+/// A temporary folder.
+pub(crate) struct Folder(TempDir);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+/// mosquitto, which keeps nothing on disk: when it is killed it forgets everything.
+pub(crate) struct Broker {
+    pub(crate) port: u16,
+    folder: Folder,
+    child: Option<Child>,
+}
+
+impl Broker {
+    pub(crate) async fn start() -> Self {
+        let mut broker = Self::not_yet();
+        broker.begin().await;
+        broker
+    }
+
+    /// One that does not run yet.
+    pub(crate) fn not_yet() -> Self {
+        Self { port: free_port(), folder: Folder::new(), child: None }
+    }
+
+    pub(crate) async fn begin(&mut self) {
+        let config = format!("listener {} 127.0.0.1\nallow_anonymous true\npersistence false\n", self.port);
+        let config = self.folder.file("mosquitto.conf", config);
+        // Debian keeps it where an ordinary user's PATH does not lead.
+        let path = format!("{}:/usr/local/sbin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let child = program("mosquitto").arg("-c").arg(config).env("PATH", path).stderr(Stdio::null()).spawn();
+        self.child = Some(child.unwrap());
+        until("mosquitto listens (is it installed?)", async || TcpStream::connect(("127.0.0.1", self.port)).ok()).await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// The configuration's section for it.
+    pub(crate) fn section(&self) -> String {
+        format!("[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\n", self.port)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A message that a client received.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) topic: String,
+    pub(crate) payload: String,
+    pub(crate) qos: QoS,
+    /// Whether the broker had kept it since before.
+    pub(crate) retain: bool,
+}
+
+impl Seen {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.payload).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// A client that sees everything on a broker, and speaks.
+pub(crate) struct Client {
+    client: AsyncClient,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: JoinHandle<()>,
+}
+
+impl Client {
+    /// One that is connected and listens.
+    pub(crate) async fn of(port: u16) -> Self {
+        static NUMBER: AtomicU16 = AtomicU16::new(0);
+        let name = format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        options.set_max_packet_size(1 << 20, 1 << 20);
+        let (client, mut events) = AsyncClient::new(options, 100);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let listens = Arc::new(Mutex::new(false));
+        let task = tokio::spawn({
+            let (client, seen, listens) = (client.clone(), seen.clone(), listens.clone());
+            async move {
+                loop {
+                    match events.poll().await {
+                        Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                            client.try_subscribe("#", QoS::AtLeastOnce).unwrap();
+                        }
+                        Ok(Event::Incoming(Packet::SubAck(_))) => *listens.lock().unwrap() = true,
+                        Ok(Event::Incoming(Packet::Publish(publish))) => seen.lock().unwrap().push(Seen {
+                            topic: publish.topic,
+                            payload: String::from_utf8_lossy(&publish.payload).into_owned(),
+                            qos: publish.qos,
+                            retain: publish.retain,
+                        }),
+                        Ok(_) => {}
+                        // The broker is gone: the next poll connects again.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+            }
+        });
+        until("a client listens", async || listens.lock().unwrap().then_some(())).await;
+        Self { client, seen, task }
+    }
+
+    /// What was received under topics that end so, in order.
+    pub(crate) fn under(&self, end: &str) -> Vec<Seen> {
+        self.seen.lock().unwrap().iter().filter(|seen| seen.topic.ends_with(end)).cloned().collect()
+    }
+
+    /// Waits until at least so much was received under topics that end so; returns all of it.
+    pub(crate) async fn receives(&self, count: usize, end: &str) -> Vec<Seen> {
+        until(&format!("{count} messages under {end}"), async || {
+            let seen = self.under(end);
+            (seen.len() >= count).then_some(seen)
+        })
+        .await
+    }
+
+    pub(crate) async fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.client.publish(topic, QoS::AtLeastOnce, false, payload).await.unwrap();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The program, running.
+pub(crate) struct Meterkast {
+    child: Child,
+    stderr: Arc<Mutex<String>>,
+}
+
+impl Meterkast {
+    /// The daemon.
+    pub(crate) fn run(config: &Path) -> Self {
+        Self::start(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
+    }
+
+    pub(crate) fn start<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
+        let mut child = program(env!("CARGO_BIN_EXE_meterkast"))
+            .args(arguments)
+            .env_remove("METERKAST_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let (mut source, said) = (child.stderr.take().unwrap(), stderr.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = source.read(&mut buffer) {
+                said.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        });
+        Self { child, stderr }
+    }
+
+    /// Its standard input, output: for who asks first.
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Everything it has said on standard error.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// Waits until it has said this on standard error.
+    pub(crate) async fn says(&self, part: &str) {
+        self.says_times(1, part).await;
+    }
+
+    /// Waits until it has said this so many times.
+    pub(crate) async fn says_times(&self, times: usize, part: &str) {
+        let what = format!("`{part}` on standard error {times} times");
+        until(&what, async || (self.stderr().matches(part).count() >= times).then_some(())).await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Stops it as systemd does. Returns how it ended, and how long that took.
+    pub(crate) async fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let begin = Instant::now();
+        let kill = Command::new("bash").args(["-c", &format!("kill -TERM {}", self.child.id())]).status();
+        assert!(kill.unwrap().success(), "it had ended before");
+        let status = self.ends().await;
+        (status, begin.elapsed())
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ends(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        until("the program ends", async || child.try_wait().unwrap()).await
+    }
+}
+
+impl Drop for Meterkast {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("--- standard error of process {}:\n{}", self.child.id(), self.stderr());
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command of the program to its end.
+pub(crate) fn meterkast(arguments: &[&str], input: &[u8]) -> Ended {
+    let mut child = program(env!("CARGO_BIN_EXE_meterkast"))
+        .args(arguments)
+        .env_remove("METERKAST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Whoever does not read its input may close it.
+            let _ = stdin.write_all(input);
+        });
+        child.wait_with_output().unwrap()
+    });
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// The meter's end of a serial line.
+pub(crate) struct Wire {
+    meter: SerialStream,
+    /// The other end, as a device.
+    pub(crate) path: PathBuf,
+}
+
+impl Wire {
+    pub(crate) fn new() -> Self {
+        let (meter, device) = SerialStream::pair().unwrap();
+        let path = device.name().unwrap().into();
+        Self { meter, path }
+    }
+
+    /// Sends; the kernel takes no more than a few KiB that nobody has read.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        tokio::time::timeout(PATIENCE, AsyncWriteExt::write_all(&mut self.meter, bytes))
+            .await
+            .expect("nobody reads the wire")
+            .unwrap();
+    }
+}
+
+/// A meter for electricity with three others behind it, and what they have counted.
+pub(crate) struct Meter {
+    household: Household,
+    /// By meter and milliseconds.
+    books: BTreeMap<(String, i64), Vec<(Register, Decimal)>>,
+}
+
+impl Meter {
+    /// It is 2026-11-21T20:00:00+01:00; each number gives other meters.
+    pub(crate) fn new(number: u64) -> Self {
+        let start = Moment::from_millis(1_795_287_600_000, 60).unwrap();
+        Self { household: Household::new(number, start), books: BTreeMap::new() }
+    }
+
+    /// The telegram a minute later. The meters behind say something new every five minutes.
+    pub(crate) fn telegram(&mut self) -> Vec<u8> {
+        let later = Moment::from_millis(self.household.moment().millis() + 60_000, 60).unwrap();
+        self.household.advance(later);
+        for book in self.household.books() {
+            self.books.insert((book.meter, book.at.millis()), book.registers);
+        }
+        self.household.telegram()
+    }
+
+    /// That many telegrams in a row.
+    pub(crate) fn telegrams(&mut self, count: usize) -> Vec<u8> {
+        (0..count).flat_map(|_| self.telegram()).collect()
+    }
+
+    /// The time of the last telegram, as it is written in messages.
+    pub(crate) fn now(&self) -> String {
+        self.household.moment().to_string()
+    }
+
+    /// How many messages its telegrams make.
+    pub(crate) fn messages(&self) -> usize {
+        self.books.len()
+    }
+
+    /// Waits until a database has exactly what the meters have counted: each message, and once.
+    pub(crate) async fn is_stored_in(&self, database: &Path) {
+        let what = format!("{} messages in the store", self.messages());
+        until(&what, async || (counts(database).await?.messages >= self.messages() as u64).then_some(())).await;
+        let mut reader = Reader::open(database).await.unwrap();
+        assert_eq!(reader.counts().await.unwrap().messages, self.messages() as u64);
+        for ((meter, at), registers) in &self.books {
+            let reports = reader.readings(Some(Moment::from_millis(*at, 60).unwrap())).await.unwrap();
+            let (report, _) = reports.iter().find(|(report, _)| report.meter == *meter).unwrap();
+            assert_eq!(report.measured_at.unwrap().millis(), *at, "{meter}");
+            for (register, value) in registers {
+                let reading = report.readings.iter().find(|reading| reading.register == *register).unwrap();
+                assert_eq!(reading.value, *value, "{meter} {register}");
+            }
+        }
+    }
+}
+
+/// What a database holds; None while there is none, or none yet that can be read.
+pub(crate) async fn counts(database: &Path) -> Option<Counts> {
+    Reader::open(database).await.ok()?.counts().await.ok()
+}
