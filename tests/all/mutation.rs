@@ -180,8 +180,11 @@ fn one_bit_flipped_at_every_byte() {
     }
 }
 
+/// A telegram's offset, its bytes and what they say; or why there is none.
+type Outcome = Result<(u64, Vec<u8>, Decoded), Rejected>;
+
 /// Everything that the decoder says of bytes that come in these chunks.
-fn outcomes<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<(u64, Vec<u8>, Decoded), Rejected>> {
+fn outcomes<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Outcome> {
     let mut found = Vec::new();
     read(chunks, |outcome| {
         found.push(outcome.map(|(telegram, decoded)| (telegram.offset, telegram.bytes.to_vec(), decoded)));
