@@ -1,6 +1,6 @@
 //! OBIS codes (IEC 62056-61 / EN 13757-1): the names of registers on the wire.
 //!
-//! Enters: the text before the first bracket of a P1 line. Leaves: an [`Obis`] and where it ended.
+//! Enters: a P1 line. Leaves: the [`Obis`] before its first bracket.
 //! A code is `A-B:C.D.E`, sometimes with `*F`, or with `.F` as DSMR 4.2.2 prints it. Some DSMR 4.0 meters
 //! write a colon for the first dot (`1-0:99:97.0`); all read as the same code.
 //!
@@ -31,47 +31,33 @@ impl Obis {
         Self { a, b, c, d, e, f: 255 }
     }
 
-    /// Reads a code at the start of `text`; returns it with the rest. None when there is none.
+    /// Reads the code before the first bracket of a line; returns it with its length. None when the
+    /// line does not begin with one.
     #[inline]
-    pub fn parse_prefix(text: &[u8]) -> Option<(Self, &[u8])> {
-        let (a, text) = group(text)?;
-        let (b, text) = group(text.strip_prefix(b"-")?)?;
-        let (c, text) = group(text.strip_prefix(b":")?)?;
-        let (d, text) = group(text.strip_prefix(b".").or_else(|| text.strip_prefix(b":"))?)?;
-        let (e, text) = group(text.strip_prefix(b".")?)?;
-        let (f, text) = match text {
-            [b'*' | b'.', text @ ..] => group(text)?,
-            text => (255, text),
-        };
-        // A fourth digit.
-        if let [b'0'..=b'9', ..] = text {
-            return None;
-        }
-        Some((Self { a, b, c, d, e, f }, text))
-    }
-
-    /// The six groups as one number, most significant first, for tables.
-    pub const fn key(self) -> u64 {
-        u64::from_be_bytes([0, 0, self.a, self.b, self.c, self.d, self.e, self.f])
+    pub fn parse(line: &[u8]) -> Option<(Self, usize)> {
+        let (a, b'-', rest) = group(line)? else { return None };
+        let (b, b':', rest) = group(rest)? else { return None };
+        let (c, b'.' | b':', rest) = group(rest)? else { return None };
+        let (d, b'.', rest) = group(rest)? else { return None };
+        let (e, end, rest) = group(rest)?;
+        let (f, end, rest) = if let b'*' | b'.' = end { group(rest)? } else { (255, end, rest) };
+        // The bracket is not in the rest any more.
+        (end == b'(').then(|| (Self { a, b, c, d, e, f }, line.len().saturating_sub(rest.len()).saturating_sub(1)))
     }
 }
 
-/// One group: one to three decimal digits, at most 255.
+/// One group: one to three decimal digits, at most 255, the byte that ends it, and the rest.
 #[inline]
-fn group(text: &[u8]) -> Option<(u8, &[u8])> {
-    let (first, rest) = digit(text)?;
-    let Some((second, rest)) = digit(rest) else { return Some((first, rest)) };
+fn group(text: &[u8]) -> Option<(u8, u8, &[u8])> {
+    let digit = |byte: u8| Some(byte.wrapping_sub(b'0')).filter(|&digit| digit <= 9);
+    let [first, end, rest @ ..] = text else { return None };
+    let first = digit(*first)?;
+    let Some(second) = digit(*end) else { return Some((first, *end, rest)) };
+    let [end, rest @ ..] = rest else { return None };
     let value = first.wrapping_mul(10).wrapping_add(second);
-    let Some((third, rest)) = digit(rest) else { return Some((value, rest)) };
-    Some((value.checked_mul(10)?.checked_add(third)?, rest))
-}
-
-#[inline]
-fn digit(text: &[u8]) -> Option<(u8, &[u8])> {
-    match text {
-        [digit @ b'0'..=b'9', rest @ ..] => Some((digit.wrapping_sub(b'0'), rest)),
-        _ => None,
-    }
+    let Some(third) = digit(*end) else { return Some((value, *end, rest)) };
+    let [end, rest @ ..] = rest else { return None };
+    Some((value.checked_mul(10)?.checked_add(third)?, *end, rest))
 }
 
 impl fmt::Display for Obis {
@@ -103,16 +89,27 @@ mod tests {
             ("1-0:1.8.0*255(", Obis::new(1, 0, 1, 8, 0)),
             ("1-0:21.7.0.255(", Obis::new(1, 0, 21, 7, 0)),
         ] {
-            assert_eq!(Obis::parse_prefix(text.as_bytes()), Some((code, &b"("[..])), "{text}");
+            assert_eq!(Obis::parse(text.as_bytes()), Some((code, text.len() - 1)), "{text}");
         }
-        assert_eq!(Obis::parse_prefix(b"1-0:1.8.0*12").unwrap().0.to_string(), "1-0:1.8.0*12");
+        assert_eq!(Obis::parse(b"1-0:1.8.0*12(3)").unwrap().0.to_string(), "1-0:1.8.0*12");
     }
 
     #[test]
     fn refuses_what_is_no_code() {
-        for text in ["", "1.8.1(", "1-0:!.8.1", "256-0:1.8.1", "0001-0:1.8.1", "1-0:1.8.0001", "1-0:1.8", "(00124.477)"]
-        {
-            assert_eq!(Obis::parse_prefix(text.as_bytes()), None, "{text}");
+        for text in [
+            "",
+            "1.8.1(",
+            "1-0:!.8.1(",
+            "256-0:1.8.1(",
+            "0001-0:1.8.1(",
+            "1-0:1.8.0001(",
+            "1-0:1.8(",
+            "1-0:1.8.0",
+            "1-0:1.8.0*1.2(",
+            "1-0:1.8.1 (",
+            "(00124.477)",
+        ] {
+            assert_eq!(Obis::parse(text.as_bytes()), None, "{text}");
         }
     }
 }

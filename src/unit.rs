@@ -71,7 +71,7 @@ impl Decimal {
             }
             rest => (whole, 0, rest),
         };
-        let mantissa = if negative { mantissa.checked_neg()? } else { mantissa };
+        let mantissa = if negative { mantissa.wrapping_neg() } else { mantissa };
         Some((Self::new(mantissa, u8::try_from(scale).ok()?)?, rest))
     }
 
@@ -99,12 +99,17 @@ impl Decimal {
     }
 }
 
-/// One or more digits behind those of `value`; returns both as one number, with the rest of `text`.
+/// One or more digits behind those of `value`; returns both as one number, with the rest of `text`. None
+/// beyond [`MAX_DIGITS`].
 #[inline]
 fn digits(text: &[u8], mut value: i64) -> Option<(i64, &[u8])> {
+    const FULL: i64 = 10i64.pow(MAX_DIGITS as u32 - 1);
     let mut rest = text;
     while let [byte @ b'0'..=b'9', tail @ ..] = rest {
-        value = value.checked_mul(10)?.checked_add(i64::from(byte.wrapping_sub(b'0')))?;
+        if value >= FULL {
+            return None;
+        }
+        value = value.wrapping_mul(10).wrapping_add(i64::from(byte.wrapping_sub(b'0')));
         rest = tail;
     }
     (rest.len() < text.len()).then_some((value, rest))

@@ -112,10 +112,6 @@ impl Main {
     }
 
     fn understand(&mut self, meaning: Meaning, text: &[u8]) -> Option<()> {
-        if let Meaning::FailureLog = meaning {
-            self.events.extend(failure_log(text)?);
-            return Some(());
-        }
         // What is no number or clock can have no bracket in it.
         let number = text::inside(text)?;
         let mut info = |name, text| self.info.push((Cow::Borrowed(name), text));
@@ -141,6 +137,7 @@ impl Main {
                 };
                 info("tariff", tariff);
             }
+            Meaning::FailureLog if self.events.is_empty() => self.events = failure_log(text)?,
             _ => return None,
         }
         Some(())
@@ -317,27 +314,26 @@ fn raw_unit(spelling: &[u8]) -> Option<Unit> {
 
 /// The log of long power failures: its entries, or None where it has another form.
 fn failure_log(text: &[u8]) -> Option<Vec<Event>> {
-    let items = text::brackets(text).collect::<Option<Vec<_>>>()?;
-    let mut entries = match items.as_slice() {
-        [b""] => return Some(Vec::new()),
-        // Some meters leave `0-` off the code.
-        [count, code, entries @ ..] if count.iter().all(u8::is_ascii_digit) && code.ends_with(b"96.7.19") => entries,
-        _ => return None,
-    };
-    let mut events = Vec::with_capacity(entries.len() / 2);
-    while let [end, duration, rest @ ..] = entries {
-        let (seconds, unit) = text::value_and_unit(duration)?;
+    let mut items = text::brackets(text);
+    let count = items.next()??;
+    let Some(code) = items.next() else { return count.is_empty().then(Vec::new) };
+    // Some meters leave `0-` off the code.
+    if !count.iter().all(u8::is_ascii_digit) || !code?.ends_with(b"96.7.19") {
+        return None;
+    }
+    let mut events = Vec::new();
+    while let Some(end) = items.next() {
+        let (seconds, unit) = text::value_and_unit(items.next()??)?;
         if !matches!(unit, b"s" | b"") || seconds.scale() != 0 {
             return None;
         }
         events.push(Event {
             event: Cow::Borrowed("power_failure"),
-            end: text::clock(end),
+            end: text::clock(end?),
             duration_s: Some(u64::try_from(seconds.mantissa()).ok()?),
         });
-        entries = rest;
     }
-    entries.is_empty().then_some(events)
+    Some(events)
 }
 
 /// Exactly `N` brackets.

@@ -84,7 +84,7 @@ impl Reason {
     }
 }
 
-/// A piece of the input to readings: [`Telegram::check`], then [`decode`]. `dialect` overrides what the
+/// A piece of the input to readings: [`Telegram::check`], then [`decode()`]. `dialect` overrides what the
 /// telegram says of itself.
 pub fn read(piece: Piece<'_>, dialect: Option<Dialect>) -> Result<Decoded, Rejected> {
     let telegram = Telegram::check(piece)?;

@@ -104,18 +104,16 @@ impl<'a> Telegram<'a> {
                     }
                     continue;
                 }
-                let Some((code, text)) = Obis::parse_prefix(line).filter(|(_, text)| text.first() == Some(&b'('))
-                else {
+                let Some((code, length)) = Obis::parse(line) else {
                     return Some(Line { code: None, code_text: b"", text: line });
                 };
-                let code_text = line.get(..line.len().saturating_sub(text.len())).unwrap_or_default();
                 let mut end = line.len();
                 while rest.first() == Some(&b'(') {
                     let (more, tail) = next_line(rest);
                     end = begin.len().saturating_sub(rest.len()).saturating_add(without_return(more).len());
                     rest = tail;
                 }
-                let text = begin.get(code_text.len()..end).unwrap_or(text);
+                let (code_text, text) = begin.get(..end).unwrap_or(line).split_at_checked(length).unwrap_or_default();
                 return Some(Line { code: Some(code), code_text, text });
             }
         })
@@ -145,7 +143,7 @@ impl fmt::Debug for Telegram<'_> {
 ///
 /// ```
 /// let bytes = meterkast::p1::Writer::new("XYZ5 example").line("1-3:0.2.8(50)").finish(true);
-/// assert_eq!(bytes, b"/XYZ5 example\r\n\r\n1-3:0.2.8(50)\r\n!43A3\r\n");
+/// assert_eq!(bytes, b"/XYZ5 example\r\n\r\n1-3:0.2.8(50)\r\n!C076\r\n");
 /// ```
 #[derive(Debug, Clone)]
 pub struct Writer(Vec<u8>);

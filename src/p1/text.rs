@@ -25,16 +25,17 @@ pub(super) fn clock(text: &[u8]) -> Option<Moment> {
 /// A text sent as pairs of hex digits; what is not such a text, or not printable ASCII, stays as sent.
 pub(super) fn from_hex(text: &[u8]) -> String {
     let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte.wrapping_sub(b'0')),
-        b'A'..=b'F' => Some(byte.wrapping_sub(b'A' - 10)),
-        b'a'..=b'f' => Some(byte.wrapping_sub(b'a' - 10)),
-        _ => None,
+        b'0'..=b'9' => byte.wrapping_sub(b'0'),
+        b'A'..=b'F' => byte.wrapping_sub(b'A' - 10),
+        b'a'..=b'f' => byte.wrapping_sub(b'a' - 10),
+        // Neither half of a printable byte.
+        _ => u8::MAX,
     };
     let decode = || {
         let (pairs, []) = text.as_chunks::<2>() else { return None };
         let mut decoded = String::with_capacity(pairs.len());
         for &[high, low] in pairs {
-            let byte = digit(high)?.wrapping_shl(4) | digit(low)?;
+            let byte = digit(high).checked_mul(16)? | digit(low);
             if !matches!(byte, b' '..=b'~') {
                 return None;
             }
@@ -117,7 +118,7 @@ pub(super) fn inside(text: &[u8]) -> Option<&[u8]> {
 
 /// What stands in the only bracket of a line.
 pub(super) fn single(text: &[u8]) -> Option<&[u8]> {
-    inside(text).filter(|text| !text.iter().any(|byte| matches!(byte, b'(' | b')')))
+    inside(text).filter(|text| memchr::memchr2(b'(', b')', text).is_none())
 }
 
 #[cfg(test)]

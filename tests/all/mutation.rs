@@ -111,7 +111,9 @@ fn account(what: &dyn Fn() -> String, telegram: &Telegram<'_>, decoded: &Decoded
         let code = line.code.unwrap_or_else(|| panic!("{}: {key:?} is understood", what()));
         if let Some(role) = silent_role(code) {
             silent += 1;
-            let says_nothing = role == "log" || ["()", "(20)", "(2020)"].contains(&key.1.as_str());
+            // Nothing is lost with an empty log or a name of spaces.
+            let brackets = key.1.matches('(').count();
+            let says_nothing = role == "log" && brackets < 3 || ["()", "(20)", "(2020)"].contains(&key.1.as_str());
             assert!(says_nothing || once.insert((code.b, role)), "{}: {key:?} replaces an earlier line", what());
         }
     }
@@ -239,7 +241,8 @@ fn junk_before_a_telegram_does_not_harm_it() {
 /// Damages what stands between the `/` and the `!` of a telegram, in one of many ways.
 fn damage(body: &mut Vec<u8>, at: usize, seed: usize) -> String {
     const TELLING: &[u8] = b"()*:-./!\r\n\0\xff\\ 09AZz";
-    let line_end = at + body[at..].iter().position(|&byte| byte == b'\n').map_or(body.len() - 1 - at, |end| end + 1);
+    let line_start = body[..at].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let line_end = body[at..].iter().position(|&byte| byte == b'\n').map_or(body.len() - 1, |end| at + end + 1);
     match seed % 8 {
         0 | 1 => {
             let bit = seed / 8 % 8;
@@ -260,13 +263,13 @@ fn damage(body: &mut Vec<u8>, at: usize, seed: usize) -> String {
             format!("byte {at} doubled")
         }
         6 => {
-            body.drain(at..line_end.min(body.len() - 1));
-            format!("{at}..{line_end} lost")
+            body.drain(at..line_end);
+            format!("bytes {at}..{line_end} lost")
         }
         _ => {
-            let rest = body[at..line_end.min(body.len() - 1)].to_vec();
-            body.splice(at..at, rest);
-            format!("{at}..{line_end} doubled")
+            let line = body[line_start..line_end].to_vec();
+            body.splice(line_start..line_start, line);
+            format!("line {line_start}..{line_end} doubled")
         }
     }
 }
@@ -279,8 +282,9 @@ fn damaged_under_a_valid_crc() {
         let telegrams: Vec<_> = outcomes([&bytes[..]]).into_iter().filter_map(Result::ok).collect();
         for (offset, body, _) in telegrams {
             for at in 1..body.len() - 1 {
+                let seed = scatter(at * 131 + body.len());
                 let mut body = body.clone();
-                let how = damage(&mut body, at, scatter(at * 131));
+                let how = damage(&mut body, at, seed);
                 let what = || format!("{name} at {offset}, resealed with {how}");
                 let sealed = [&body[..], format!("{:04X}\r\n", crc(&body)).as_bytes()].concat();
                 damaged += 1;
@@ -290,5 +294,5 @@ fn damaged_under_a_valid_crc() {
     }
     println!("{decoded} of {damaged} damaged telegrams were decoded");
     // The others were cut in two by a `/` or a `!` at the beginning of a line.
-    assert!(damaged > 40_000 && decoded > damaged / 100 * 95, "only {decoded} of {damaged} were decoded");
+    assert!(damaged > 15_000 && decoded > damaged / 100 * 95, "only {decoded} of {damaged} were decoded");
 }

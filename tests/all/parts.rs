@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -27,7 +27,11 @@ use meterkast::{
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    task::JoinHandle,
+};
 use tokio_serial::{SerialPort, SerialStream};
 
 /// How long anything may take before its test fails: far longer than it does.
@@ -137,6 +141,73 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A network on the way to a broker, which can swallow what is sent, and break.
+pub(crate) struct Network {
+    pub(crate) port: u16,
+    swallows: Arc<AtomicBool>,
+    breaks: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Network {
+    pub(crate) async fn to(broker: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (swallows, breaks) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(()));
+        let task = tokio::spawn({
+            let (swallows, breaks) = (swallows.clone(), breaks.subscribe());
+            async move {
+                while let Ok((near, _)) = listener.accept().await {
+                    let Ok(far) = tokio::net::TcpStream::connect(("127.0.0.1", broker)).await else { continue };
+                    tokio::spawn(carry(near, far, swallows.clone(), breaks.clone()));
+                }
+            }
+        });
+        Self { port, swallows, breaks, task }
+    }
+
+    /// From now on nothing gets through, in neither direction, and nobody is told.
+    pub(crate) fn swallow(&self) {
+        self.swallows.store(true, Ordering::Relaxed);
+    }
+
+    /// Breaks all connections; later ones are carried again.
+    pub(crate) fn break_all(&self) {
+        self.swallows.store(false, Ordering::Relaxed);
+        self.breaks.send_replace(());
+    }
+}
+
+async fn carry(
+    mut near: tokio::net::TcpStream,
+    mut far: tokio::net::TcpStream,
+    swallows: Arc<AtomicBool>,
+    mut breaks: watch::Receiver<()>,
+) {
+    breaks.mark_unchanged();
+    let (mut there, mut back) = ([0; 4096], [0; 4096]);
+    loop {
+        let (to, read, bytes) = tokio::select! {
+            read = near.read(&mut there) => (&mut far, read, &there),
+            read = far.read(&mut back) => (&mut near, read, &back),
+            _ = breaks.changed() => return,
+        };
+        let count = read.unwrap_or(0);
+        if count == 0 {
+            return;
+        }
+        if !swallows.load(Ordering::Relaxed) && to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

@@ -12,7 +12,7 @@ use rumqttc::QoS;
 use serde_json::{Value, value::RawValue};
 use tokio::io::AsyncWriteExt;
 
-use crate::parts::{Broker, Client, Folder, Meter, Meterkast, Wire, counts, free_port, meterkast, until};
+use crate::parts::{Broker, Client, Folder, Meter, Meterkast, Network, Wire, counts, free_port, meterkast, until};
 
 /// The section of gateway `gw-1` with a port, and its journal in `folder`.
 fn gateway(folder: &Folder, port: &Path) -> String {
@@ -379,6 +379,32 @@ async fn a_broker_may_come_late_and_die() {
     }
     assert!(daemon.terminate().await.0.success());
     meter.is_stored_in(&database).await;
+}
+
+#[tokio::test]
+async fn what_the_network_swallows_is_sent_again() {
+    let (broker, folder, mut wire, mut meter) = (Broker::start().await, Folder::new(), Wire::new(), Meter::new(15));
+    let network = Network::to(broker.port).await;
+    let database = folder.path("meterkast.db");
+    let section = format!("[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\n", network.port);
+    let gateway = Meterkast::run(&folder.file("gateway.toml", gateway(&folder, &wire.path) + &section));
+    // The store has a way of its own, and notices nothing.
+    let store = Meterkast::run(&folder.file("store.toml", store(&database) + &broker.section()));
+    gateway.says("port p1: open").await;
+    gateway.says("connected to the broker").await;
+    store.says("connected to the broker").await;
+    wire.send(&meter.telegrams(5)).await;
+    meter.is_stored_in(&database).await;
+
+    network.swallow();
+    wire.send(&meter.telegrams(5)).await;
+    is_journaled(&folder, &meter.now()).await;
+    network.break_all();
+    meter.is_stored_in(&database).await;
+    let client = Client::of(network.port).await;
+    nothing_waits(&client, &mut wire, &mut meter).await;
+    meter.is_stored_in(&database).await;
+    assert_eq!(store.stderr().matches("connected to the broker").count(), 1);
 }
 
 #[tokio::test]
