@@ -522,9 +522,12 @@ fn explain(message: &str) -> String {
 }
 
 fn with_nearest(what: &str, word: &str, known: &[&str]) -> String {
-    let nearest = known.iter().max_by(|a, b| strsim::jaro_winkler(word, a).total_cmp(&strsim::jaro_winkler(word, b)));
+    // One measure likes common beginnings, the other swapped letters.
+    let likeness =
+        |name: &str| strsim::jaro_winkler(word, name).max(strsim::normalized_damerau_levenshtein(word, name) + 0.1);
+    let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     match nearest {
-        Some(nearest) if strsim::jaro_winkler(word, nearest) > 0.7 => {
+        Some(nearest) if likeness(nearest) > 0.7 => {
             format!("{what}: did you mean `{nearest}`? Known here: {}", known.join(", "))
         }
         _ => format!("{what}. Known here: {}", known.join(", ")),
@@ -559,6 +562,7 @@ mod tests {
             "c.toml:2: unknown key `prot`: did you mean `port`? Known here: name, port, dialect"
         );
         assert!(error("[gatway]\nid = \"x\"\n").starts_with("c.toml:1: unknown key `gatway`: did you mean `gateway`?"));
+        assert!(error(&format!("{GOOD}[mqtt]\nulr = \"mqtt://h\"\n")).contains("did you mean `url`?"));
         assert!(error("[[p1]]\nname = \"a\"\n").contains("missing key `port`"));
         assert!(
             error("[[p1]]\nport = \"/dev/a\"\ndialect = \"belgum\"\n")

@@ -509,6 +509,7 @@ impl Gateway {
                         tracing::warn!("store {}: is new or was restored; everything held is sent again", ack.store);
                     }
                     self.health.acks_ignored = self.health.acks_ignored.saturating_add(effect.ignored);
+                    self.health.changed |= effect.confirmed > 0 && self.outbox.depth() == 0;
                 }
                 Ok(ack) => {
                     tracing::warn!("an acknowledgement of store {} came under {topic}: ignored", ack.store);

@@ -14,7 +14,7 @@ use std::{
     path::Path,
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,6 +30,11 @@ use crate::config::{self, BrokerUrl};
 
 /// Publishes underway to the broker at once.
 const INFLIGHT: u16 = 100;
+
+/// Before the first attempt to connect again; doubled for each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// A connection that stood this long was a good one.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Tells a publish from others.
 pub type Tag = u64;
@@ -117,7 +122,9 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Wi
     options.set_keep_alive(Duration::from_secs(30));
     options.set_clean_session(true);
     options.set_inflight(INFLIGHT);
-    options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+    // More is taken than sent: a packet that is too large breaks the connection, and one that the broker
+    // retains would break it again each time. The store keeps such a message as refused instead.
+    options.set_max_packet_size(32 * MAX_PACKET, MAX_PACKET);
     options.set_last_will(LastWill::new(will.topic, will.payload, QoS::AtLeastOnce, true));
     if let Some(user) = &settings.user {
         options.set_credentials(user, password(settings)?);
@@ -194,7 +201,8 @@ async fn run(
     // What the client took but has not yet put on the wire, in order; then what the broker has to confirm.
     let mut queued: VecDeque<Option<Tag>> = VecDeque::new();
     let mut underway: HashMap<u16, Tag> = HashMap::new();
-    let mut pause = Duration::from_millis(500);
+    let mut pause = FIRST_PAUSE;
+    let mut since = Instant::now();
     loop {
         let notice = {
             // One poll, never cancelled: the client's poll may not be dropped half-way.
@@ -215,7 +223,9 @@ async fn run(
                         }
                         Command::Subscribe(topics) => {
                             let filters = topics.into_iter().map(|topic| SubscribeFilter::new(topic, QoS::AtLeastOnce));
-                            let _ = client.try_subscribe_many(filters);
+                            if let Err(error) = client.try_subscribe_many(filters) {
+                                tracing::error!("nothing can be heard from the broker {broker}: {error}");
+                            }
                         }
                         Command::Close => {
                             let _ = client.try_disconnect();
@@ -228,7 +238,7 @@ async fn run(
         match notice {
             Ok(Notice::Incoming(Packet::ConnAck(_))) => {
                 connected = true;
-                pause = Duration::from_millis(500);
+                since = Instant::now();
                 say(Event::Connected).await?;
             }
             Ok(Notice::Outgoing(Outgoing::Publish(packet))) => {
@@ -247,6 +257,10 @@ async fn run(
             }
             Ok(_) => {}
             Err(error) => {
+                // A connection that breaks as soon as it is made must not be made twice a second for ever.
+                if connected && since.elapsed() >= STEADY {
+                    pause = FIRST_PAUSE;
+                }
                 connected = false;
                 let dropped: Vec<Tag> =
                     queued.drain(..).flatten().chain(underway.drain().map(|(_, tag)| tag)).collect();
