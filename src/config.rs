@@ -180,7 +180,9 @@ impl Address {
             return if valid {
                 Ok(Self::Tcp(target.to_owned()))
             } else {
-                Err(format!("`{text}` has no port number: write tcp://host:port, such as \"tcp://192.168.1.20:23\""))
+                Err(format!(
+                    "`{text}` has no port number from 0 to 65535: write tcp://host:port, such as \"tcp://192.168.1.20:23\""
+                ))
             };
         }
         if text.is_empty() || text.contains("://") {
@@ -463,7 +465,7 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.display().to_string(),
             line: 0,
-            message: format!("cannot be read: {error}; name the configuration with --config FILE"),
+            message: format!("cannot be read as a configuration: {error}"),
         })?;
         Self::parse(&text, &path.display().to_string())
     }
@@ -502,6 +504,30 @@ impl Config {
         Ok(config)
     }
 
+    /// What is allowed and yet probably not meant, in words for whoever wrote it.
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        if let (Some(id), Some(user)) = (&self.gateway.id, &self.mqtt.user)
+            && !self.p1.is_empty()
+            && id.as_str() != user
+        {
+            let id = id.as_str();
+            doubts.push(format!(
+                "[mqtt] user `{user}` is not the gateway's id `{id}`: brokers with the access rules of deploy/mosquitto take nothing from it"
+            ));
+        }
+        if let (Some(listed), Some(store)) = (&self.journal.stores, &self.store)
+            && !self.p1.is_empty()
+            && !listed.contains(&store.id)
+        {
+            let id = store.id.as_str();
+            doubts.push(format!(
+                "[journal] stores does not list this file's own store `{id}`: the journal does not wait for it"
+            ));
+        }
+        doubts
+    }
+
     /// The stores that must confirm a message: the listed ones, or this process's own, or `main`.
     pub fn stores(&self) -> Vec<String> {
         match &self.journal.stores {
@@ -518,7 +544,15 @@ fn explain(message: &str) -> String {
         let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
         Some(with_nearest(&format!("unknown key `{key}`"), key, &known))
     };
-    parse().unwrap_or_else(|| message.replace("missing field", "missing key"))
+    parse().unwrap_or_else(|| match message {
+        "invalid type: map, expected a sequence" => {
+            "write [[p1]], with two brackets: there may be several ports".into()
+        }
+        "invalid socket address syntax" => "is no address to listen on: write one such as \"127.0.0.1:1883\"".into(),
+        _ => message
+            .replace("missing field", "missing key")
+            .replace("expected a sequence", "expected a list such as [\"main\"]"),
+    })
 }
 
 fn with_nearest(what: &str, word: &str, known: &[&str]) -> String {
@@ -569,6 +603,12 @@ mod tests {
                 .contains("c.toml:3: unknown dialect `belgum`: did you mean `belgium`?")
         );
         assert!(error("[[p1]\n").starts_with("c.toml:1: "));
+        assert_eq!(
+            error("[p1]\nport = \"/dev/a\"\n"),
+            "c.toml:1: write [[p1]], with two brackets: there may be several ports"
+        );
+        assert!(error("[journal]\nstores = \"main\"\n").contains("expected a list such as"));
+        assert!(error("[mqtt]\nlisten = \"1883\"\n").contains("127.0.0.1:1883"));
     }
 
     #[test]

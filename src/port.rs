@@ -130,6 +130,9 @@ fn open_serial(path: &Path, settings: LineSettings) -> Result<SerialStream, Port
     };
     let builder = tokio_serial::new(path.to_string_lossy(), baud).data_bits(bits).parity(parity);
     builder.open_native_async().map_err(|error| match error.kind {
+        _ if error.description == "Not a typewriter" || error.description.contains("ioctl for device") => {
+            PortError::Other { address: path.display().to_string(), reason: "is no serial port".into() }
+        }
         tokio_serial::ErrorKind::Io(kind) => explain(path, &io::Error::new(kind, error.description)),
         // The device is there, as its metadata showed: the driver answers EBUSY to an exclusive one.
         tokio_serial::ErrorKind::NoDevice => PortError::Busy(path.to_owned()),
@@ -151,12 +154,13 @@ fn group_of(path: &Path) -> String {
     let Ok(metadata) = std::fs::metadata(path) else { return "dialout".to_owned() };
     let gid = metadata.gid().to_string();
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let name = groups.lines().find_map(|line| {
+    let name = groups.lines().filter(|line| !line.starts_with("root:")).find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
         (fields.nth(1)? == gid).then(|| name.to_owned())
     });
-    name.unwrap_or(gid)
+    // Nobody should be put into group root: dialout is what the shipped udev rule gives such a device.
+    name.unwrap_or_else(|| if gid == "0" { "dialout".to_owned() } else { gid })
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
             );
         }
     }
+    for doubt in config.doubts() {
+        eprintln!("{}: {doubt}", arguments.file.display());
+    }
     match &config.mqtt.url {
         Some(url) => output.line(&format!("  broker: {url}"))?,
         None => output.line(&format!("  broker: embedded, on {}", config.mqtt.listen))?,

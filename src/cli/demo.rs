@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{io::AsyncWriteExt, signal::unix::SignalKind, time::Instant};
+use tokio::{io::AsyncWriteExt, time::Instant};
 use tokio_serial::{SerialPort, SerialStream};
 
-use super::{Failure, Folder, Format, Outcome, readings};
+use super::{Failure, Folder, Format, Outcome, asked_to_end, readings};
 use crate::{
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
@@ -49,7 +49,6 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     drop(wire);
     let database = folder.path.join("meterkast.db");
     let config = config(&path, &folder, &database);
-    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
 
     let manner = Manner { live: true, drain: Some(Duration::from_secs(10)), share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
@@ -66,8 +65,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     tokio::select! {
         sent = send_telegrams(&mut meter, arguments.seed) => sent?,
         () = wait_until(deadline) => {}
-        _ = tokio::signal::ctrl_c() => eprintln!(),
-        _ = terminate.recv() => {}
+        asked = asked_to_end() => asked?,
     }
     // What is on the wire still arrives.
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -18,6 +18,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::daemon::StartError;
 
@@ -147,6 +148,21 @@ fn log_to_stderr(level: &str) {
     }
 }
 
+/// Until somebody asks the process to end: Ctrl-C, a closed terminal, systemd.
+async fn asked_to_end() -> Result<(), Failure> {
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+    let [interrupt, terminate, hangup] = &mut signals;
+    let (Ok(interrupt), Ok(terminate), Ok(hangup)) = (interrupt, terminate, hangup) else {
+        return Err(Failure::world("signals cannot be listened to"));
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
+
 /// Standard output, buffered. Whoever closes it early (`| head`) ends the command quietly.
 struct Output(io::BufWriter<io::StdoutLock<'static>>);
 
@@ -184,7 +200,9 @@ impl Folder {
                 .map_err(|error| Failure::usage(format!("--data {}: {error}", path.display())))?;
             return Ok(Self { path, _temporary: None });
         }
-        let temporary = tempfile::Builder::new().prefix("meterkast-").tempdir()?;
+        let temporary = tempfile::Builder::new().prefix("meterkast-").tempdir();
+        let temporary =
+            temporary.map_err(|error| Failure::world(format!("no folder can be made under TMPDIR: {error}")))?;
         Ok(Self { path: temporary.path().to_owned(), _temporary: Some(temporary) })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use super::{Failure, Format, Outcome, Output, table};
 use crate::{
     config::{Config, StoreUrl},
@@ -17,7 +19,8 @@ pub(super) struct Arguments {
     /// The database, instead of a configuration: sqlite:///path
     #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
     store: Option<StoreUrl>,
-    /// The last readings at or before this moment, such as 2026-11-21T20:00:00+01:00; by default now
+    /// The last readings at or before this moment, such as 2026-11-21T20:00:00+01:00; by default the
+    /// newest, except those that a meter's clock dates more than a day ahead of now
     #[arg(long, value_name = "TIME")]
     at: Option<Moment>,
     /// How to print them
@@ -45,6 +48,8 @@ pub(super) async fn readings(arguments: Arguments) -> Result<Outcome, Failure> {
 
 /// Prints the registers that a database has; returns how many.
 pub(super) async fn print(database: &Path, at: Option<Moment>, format: Format) -> Result<usize, Failure> {
+    // A clock that leapt ahead once must not stand for the present until that day comes.
+    let at = at.or_else(|| Moment::from_millis(Timestamp::now().as_millisecond().saturating_add(86_400_000), 0));
     let mut reader = Reader::open(database).await.map_err(Failure::world)?;
     let reports = reader.readings(at).await.map_err(Failure::world)?;
     let mut output = Output::new();
@@ -69,7 +74,7 @@ pub(super) async fn print(database: &Path, at: Option<Moment>, format: Format) -
     output.finish()?;
     let count = registers().count();
     if count == 0 {
-        eprintln!("no readings in {} yet", database.display());
+        eprintln!("no readings in {} at that moment", database.display());
     }
     Ok(count)
 }

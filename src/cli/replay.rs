@@ -5,7 +5,7 @@ use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
-use super::{Failure, Folder, Outcome, Output};
+use super::{Failure, Folder, Outcome, Output, asked_to_end};
 use crate::{
     collect::{self, Gathered, Pace, Source, What},
     config::{Address, Config, StoreUrl},
@@ -47,6 +47,17 @@ fn pace(text: &str) -> Result<Pace, String> {
 }
 
 pub(super) async fn replay(arguments: Arguments) -> Result<Outcome, Failure> {
+    tokio::select! {
+        outcome = send_and_wait(arguments) => outcome,
+        // What it holds goes with it: its folders, its broker.
+        asked = asked_to_end() => {
+            asked?;
+            Err(Failure::world("ended before everything was confirmed; replay it again, what is stored already is not stored twice"))
+        }
+    }
+}
+
+async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
     let mut config = match &arguments.config {
         Some(file) => Config::read(file).map_err(Failure::usage)?,
@@ -91,6 +102,9 @@ pub(super) async fn replay(arguments: Arguments) -> Result<Outcome, Failure> {
             PATIENCE.as_secs()
         );
         return Ok(Outcome::Partly);
+    }
+    if counts.telegrams == 0 && counts.rejected == 0 && counts.failed == 0 {
+        eprintln!("meterkast: no P1 telegram in what was to be replayed");
     }
     let well = counts.rejected == 0 && counts.failed == 0 && counts.telegrams > 0;
     Ok(if well { Outcome::Well } else { Outcome::Partly })

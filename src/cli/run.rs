@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, asked_to_end};
 use crate::{
     config::Config,
     daemon::{Daemon, Manner},
@@ -19,18 +17,16 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let config = Config::read(&arguments.config).map_err(Failure::usage)?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let manner = Manner { live: true, drain: None, share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
     daemon.read_ports(&config);
-    tracing::info!("meterkast {} runs as {}", env!("CARGO_PKG_VERSION"), daemon.gateway_id);
+    let gateway = (!config.p1.is_empty()).then(|| format!("gateway {}", daemon.gateway_id));
+    let store = config.store.as_ref().map(|store| format!("store {}", store.id.as_str()));
+    let roles: Vec<String> = [gateway, store].into_iter().flatten().collect();
+    tracing::info!("meterkast {} runs as {}", env!("CARGO_PKG_VERSION"), roles.join(" and "));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    asked_to_end().await?;
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.stop().await;

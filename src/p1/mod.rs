@@ -66,6 +66,9 @@ pub enum Reason {
     /// What stands behind the `!` is no CRC.
     #[error("CRC mismatch: behind the `!` stands no hexadecimal number")]
     CrcGarbled,
+    /// Neither a CRC nor a single line with an OBIS code.
+    #[error("empty: neither a CRC nor any line of a meter")]
+    Empty,
     /// No CRC, although meters of the version that the telegram names send one.
     #[error("CRC missing: a telegram of this version must have one")]
     CrcMissing,
@@ -80,6 +83,7 @@ impl Reason {
             Self::TooLong => "too-long",
             Self::CrcMismatch { .. } | Self::CrcGarbled => "crc-mismatch",
             Self::CrcMissing => "crc-missing",
+            Self::Empty => "empty",
         }
     }
 }

@@ -72,8 +72,15 @@ impl<'a> Telegram<'a> {
             }
             Tail::Garbled => rejected(Reason::CrcGarbled),
             Tail::Nothing => {
-                let versioned = telegram.lines().any(|line| matches!(line.code, Some(VERSION | VERSION_BELGIUM)));
-                if versioned { rejected(Reason::CrcMissing) } else { Ok(telegram) }
+                let versioned = |line: Line<'_>| matches!(line.code, Some(VERSION | VERSION_BELGIUM));
+                if telegram.lines().any(versioned) {
+                    rejected(Reason::CrcMissing)
+                } else if telegram.lines().all(|line| line.code.is_none()) {
+                    // With no CRC to vouch for it, junk between a `/` and a `!` is no telegram.
+                    rejected(Reason::Empty)
+                } else {
+                    Ok(telegram)
+                }
             }
         }
     }
@@ -214,5 +221,6 @@ mod tests {
         assert!(matches!(check(&damaged), Err(Reason::CrcMismatch { .. })));
         assert_eq!(check(&Writer::new("A").line("1-3:0.2.8(50)").finish(false)), Err(Reason::CrcMissing));
         assert_eq!(check(b"/A\r\n!?21E\r\n"), Err(Reason::CrcGarbled));
+        assert_eq!(check(b"/etc/passwd\r\nroot\r\n!\r\n"), Err(Reason::Empty));
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     moment::Moment,
     mqtt::link::{self, Command, Event, Link, Will},
     payload::{Envelope, Message, Refused},
+    reading::escape,
 };
 
 pub mod layout;
@@ -71,6 +72,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         batch: Vec::with_capacity(BATCH),
         commit_at: None,
         backlog: false,
+        refused: 0,
         acks: BTreeMap::new(),
         stop,
     };
@@ -118,6 +120,8 @@ struct Role {
     commit_at: Option<Instant>,
     /// Whether the batch holds messages of a backlog.
     backlog: bool,
+    /// Messages refused since the start.
+    refused: u64,
     /// What still has to be published, by gateway: the newest only.
     acks: BTreeMap<String, Vec<EpochAck>>,
     retain_at: Instant,
@@ -197,7 +201,14 @@ impl Role {
         self.backlog |= stream == topic::Stream::Backlog;
         self.commit_at.get_or_insert(deadline);
         let incoming = read(gateway, meter, payload).unwrap_or_else(|refused| {
-            tracing::warn!("a message under {topic} is refused: {}; it is kept in the table `refused`", refused.reason);
+            self.refused = self.refused.saturating_add(1);
+            // The 1st, 2nd, 4th, 8th...: whoever can publish must not be able to fill the log, or write lines of it.
+            if self.refused.is_power_of_two() {
+                let (topic, reason, count) = (shown(&topic), shown(&refused.reason), self.refused);
+                tracing::warn!(
+                    "a message under {topic} is refused: {reason}; it is kept in the table `refused` ({count} so far)"
+                );
+            }
             Incoming::Refused {
                 topic: topic.clone(),
                 payload: payload.to_vec(),
@@ -321,6 +332,11 @@ fn read(gateway: &str, meter: &str, payload: &[u8]) -> Result<Incoming, Unreadab
             Err(Unreadable { reason: refused.to_string(), schema, envelope })
         }
     }
+}
+
+/// The beginning of a text that came from outside, fit for a log.
+fn shown(text: &str) -> String {
+    escape(text.as_bytes().get(..200).unwrap_or(text.as_bytes()))
 }
 
 /// Until it is time to end.
