@@ -44,6 +44,11 @@ pub enum What {
     Rejected(Rejected),
     /// The port is open, with these line settings where it is a serial line.
     Opened(Option<LineSettings>),
+    /// The line gave no telegram with either of its settings; it is listened to further.
+    Silent {
+        /// Whether bytes came at all.
+        bytes: bool,
+    },
     /// The port cannot be read; it is tried again.
     Lost(PortError),
     /// The input has ended: a file, a pipe.
@@ -91,6 +96,8 @@ pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
         last_time: None,
         settings: LineSettings::Fast,
         proven: false,
+        bytes: false,
+        silent: 0,
         source,
         out,
     };
@@ -99,8 +106,8 @@ pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
         let ended = match port::open(&reader.source.address, reader.settings).await {
             Ok(port) => {
                 let (kind, settings) = (port.kind, reader.settings);
-                // A change of line settings is not news of the port.
-                if trouble.take().is_some() || !reader.proven {
+                // A change of line settings is no news of the port.
+                if trouble.take().is_some() || reader.silent == 0 {
                     let _ = reader.send(What::Opened((kind == Kind::Serial).then_some(settings))).await;
                 }
                 reader.read(port).await
@@ -116,6 +123,11 @@ pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
             Ended::Silent => {
                 reader.settings = reader.settings.other();
                 reader.proven = false;
+                reader.silent = reader.silent.saturating_add(1);
+                // Both settings were tried: said once, until a telegram comes.
+                if reader.silent == 2 && reader.send(What::Silent { bytes: reader.bytes }).await.is_err() {
+                    return;
+                }
             }
             Ended::Lost(error) => {
                 // Said once for each kind of trouble, not at each attempt.
@@ -157,6 +169,10 @@ struct Reader {
     settings: LineSettings,
     /// Whether a telegram was read with these settings.
     proven: bool,
+    /// Whether any byte came since the last telegram.
+    bytes: bool,
+    /// How many times the line settings were changed since the last telegram.
+    silent: u32,
 }
 
 impl Reader {
@@ -183,6 +199,7 @@ impl Reader {
                 Ok(0) => Some(Ended::Lost(self.broken("the other end closed it"))),
                 Ok(count) => {
                     self.framer.push(buffer.get(..count).unwrap_or_default());
+                    self.bytes = true;
                     None
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => None,
@@ -194,7 +211,10 @@ impl Reader {
             match self.drain().await {
                 Ok(true) => {
                     heard = Instant::now();
-                    self.proven = true;
+                    if self.silent > 1 && self.send(What::Opened(Some(self.settings))).await.is_err() {
+                        return Ended::Gone;
+                    }
+                    (self.proven, self.bytes, self.silent) = (true, false, 0);
                 }
                 Ok(false) => {}
                 Err(()) => return Ended::Gone,

@@ -171,7 +171,7 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, name: &str, dialect: Optio
                     // A capture does not come back.
                     break;
                 }
-                What::Opened(_) | What::Ended => {}
+                What::Opened(_) | What::Silent { .. } | What::Ended => {}
             }
             if input.send(Gathered { port, what }).await.is_err() {
                 break;

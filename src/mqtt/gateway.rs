@@ -31,7 +31,7 @@ use crate::{
     journal::{Journal, JournalError},
     moment::Moment,
     payload::{self, Envelope},
-    reading::Report,
+    reading::{Report, escape},
 };
 
 /// Messages that wait in memory while the journal cannot be written; then the ports wait.
@@ -43,6 +43,15 @@ const ACK_GRACE: Duration = Duration::from_secs(2);
 /// Regular interval of `health`, and the shortest one on changes.
 const HEALTH: Duration = Duration::from_secs(60);
 const HEALTH_ON_CHANGE: Duration = Duration::from_secs(5);
+
+/// How long nothing may be confirmed before that is said.
+const UNCONFIRMED: Duration = Duration::from_secs(600);
+/// What an installer is told of a line that is dead.
+const NO_BYTES: &str = "nothing is received: is the cable in, does it feed the request line (RJ12 pin 2), and is the port of the meter \
+    activated? It is listened to further";
+/// What an installer is told of a line that speaks, but not as a meter.
+const NO_TELEGRAM: &str = "bytes are received, but no telegram, at 115200 8N1 and at 9600 7E1: is the cable one that inverts the signal, and \
+    is this the P1 port? It is listened to further";
 
 /// What a gateway is told.
 #[derive(Debug, Clone)]
@@ -102,6 +111,10 @@ pub struct Gateway {
     underway: HashMap<Tag, (Epoch, u64)>,
     next_tag: Tag,
     health: Health,
+    /// When everything was last confirmed, or something more.
+    confirmed_at: Duration,
+    /// The lack of confirmations was said.
+    unconfirmed_said: bool,
 }
 
 #[derive(Debug)]
@@ -151,6 +164,8 @@ impl Gateway {
             underway: HashMap::new(),
             next_tag: 0,
             health: Health { changed: true, ..Health::default() },
+            confirmed_at: Duration::ZERO,
+            unconfirmed_said: false,
             settings,
         })
     }
@@ -257,6 +272,8 @@ impl Gateway {
                     self.port(&port, format!("open{how}"));
                 }
                 What::Lost(error) => self.port(&port, error.to_string()),
+                What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
+                What::Silent { bytes: true } => self.port(&port, NO_TELEGRAM.to_owned()),
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
         }
@@ -510,9 +527,15 @@ impl Gateway {
                     }
                     self.health.acks_ignored = self.health.acks_ignored.saturating_add(effect.ignored);
                     self.health.changed |= effect.confirmed > 0 && self.outbox.depth() == 0;
+                    if effect.confirmed > 0 {
+                        (self.confirmed_at, self.unconfirmed_said) = (now, false);
+                    }
                 }
                 Ok(ack) => {
-                    tracing::warn!("an acknowledgement of store {} came under {topic}: ignored", ack.store);
+                    tracing::warn!(
+                        "an acknowledgement of store {} came under {topic}: ignored",
+                        escape(ack.store.as_bytes())
+                    );
                     self.health.acks_ignored = self.health.acks_ignored.saturating_add(1);
                 }
                 Err(error) => {
@@ -531,6 +554,21 @@ impl Gateway {
             self.write();
         }
         let now = self.now();
+        if self.outbox.depth() == 0 {
+            self.confirmed_at = now;
+        } else if !self.unconfirmed_said && now.saturating_sub(self.confirmed_at) >= UNCONFIRMED {
+            self.unconfirmed_said = true;
+            tracing::warn!(
+                "for {} minutes nothing was confirmed by {}; the journal holds {} messages: does it run, and does the broker let this gateway write and hear it?",
+                UNCONFIRMED.as_secs() / 60,
+                if self.settings.stores.is_empty() {
+                    "the broker".to_owned()
+                } else {
+                    format!("store {}", self.settings.stores.join(", "))
+                },
+                self.outbox.depth()
+            );
+        }
         let age = self.health.said.map(|said| now.saturating_sub(said));
         let due = age.is_none_or(|age| age >= HEALTH || (self.health.changed && age >= HEALTH_ON_CHANGE));
         if self.settings.live && self.connected && due {
