@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The configuration whose [store] is read
+    /// The configuration that names the store
     #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
     config: PathBuf,
     /// The database, instead of a configuration: sqlite:///path

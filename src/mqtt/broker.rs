@@ -1,7 +1,7 @@
 //! The embedded broker: rumqttd, for a house that has none.
 //!
 //! Enters: an address to listen on. Leaves: the address it listens on, for every MQTT 3.1.1 client of
-//! the machine. Its queues and retained messages live in memory, bounded by [`SEGMENT`] x [`SEGMENTS`]
+//! the machine. Its queues and retained messages live in memory, bounded by two segments of 2 MiB
 //! for each topic filter; the delivery promise does not rely on them.
 //!
 //! Not supported: MQTT 5, TLS, users (it listens on the loopback address unless told otherwise), and
