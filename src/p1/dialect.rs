@@ -32,18 +32,19 @@ impl Dialect {
     pub const NAMES: [(&'static str, Self); 2] = [("netherlands", Self::Netherlands), ("belgium", Self::Belgium)];
 
     /// Finds the dialect by the lines that give it away: the Dutch version line, the Belgian version
-    /// line, or neither version nor time, as only DSMR 2.2 and 3.0 do it.
+    /// line, or an identifier without version and time, as only DSMR 2.2 and 3.0 send it.
     pub fn detect<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Self {
-        let mut timed = false;
+        let (mut timed, mut identified) = (false, false);
         for line in lines {
             match line.code {
                 Some(Obis { a: 1, b: 3, c: 0, d: 2, e: 8, .. }) => return Self::Netherlands,
                 Some(Obis { a: 0, b: 0, c: 96, d: 1, e: 4, .. }) => return Self::Belgium,
                 Some(Obis { a: 0, b: 0, c: 1, d: 0 | 1, e: 0, .. }) => timed = true,
+                Some(Obis { a: 0, b: 0, c: 96, d: 1, e: 1, .. }) => identified = true,
                 _ => {}
             }
         }
-        if timed { Self::Unrecognised } else { Self::Netherlands }
+        if identified && !timed { Self::Netherlands } else { Self::Unrecognised }
     }
 
     /// What `code` means in this dialect; None when it is unknown.
@@ -226,6 +227,19 @@ mod tests {
         assert_eq!(name(Dialect::Belgium, 2), Some("import_low"));
         assert_eq!(name(Dialect::Unrecognised, 1), None);
         assert_eq!(name(Dialect::Unrecognised, 0), Some("import_total"));
+    }
+
+    #[test]
+    fn dutch_is_what_says_so_or_is_as_old_as_dsmr_3() {
+        let line = |code| Line { code: Some(code), code_text: b"", text: b"()" };
+        let (version, time, identifier) =
+            (Obis::new(1, 3, 0, 2, 8), Obis::new(0, 0, 1, 0, 0), Obis::new(0, 0, 96, 1, 1));
+        let import = line(Obis::new(1, 0, 1, 8, 1));
+        assert_eq!(Dialect::detect([line(version), line(time)]), Dialect::Netherlands);
+        assert_eq!(Dialect::detect([line(identifier), import]), Dialect::Netherlands);
+        assert_eq!(Dialect::detect([line(time), line(identifier), import]), Dialect::Unrecognised);
+        // A German push (D0) has neither version, time nor this identifier.
+        assert_eq!(Dialect::detect([import]), Dialect::Unrecognised);
     }
 
     #[test]
