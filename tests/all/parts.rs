@@ -75,6 +75,18 @@ fn program(name: &str) -> Command {
     command
 }
 
+/// The program under test, with all its standard streams in our hands.
+fn start_meterkast<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Child {
+    program(env!("CARGO_BIN_EXE_meterkast"))
+        .args(arguments)
+        .env_remove("METERKAST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 /// A temporary folder.
 pub(crate) struct Folder(TempDir);
 
@@ -308,14 +320,7 @@ impl Meterkast {
     }
 
     pub(crate) fn start<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
-        let mut child = program(env!("CARGO_BIN_EXE_meterkast"))
-            .args(arguments)
-            .env_remove("METERKAST_LOG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = start_meterkast(arguments);
         let stderr = Arc::new(Mutex::new(String::new()));
         let (mut source, said) = (child.stderr.take().unwrap(), stderr.clone());
         std::thread::spawn(move || {
@@ -390,14 +395,7 @@ pub(crate) struct Ended {
 
 /// Runs a command of the program to its end.
 pub(crate) fn meterkast(arguments: &[&str], input: &[u8]) -> Ended {
-    let mut child = program(env!("CARGO_BIN_EXE_meterkast"))
-        .args(arguments)
-        .env_remove("METERKAST_LOG")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = start_meterkast(arguments);
     let mut stdin = child.stdin.take().unwrap();
     let output = std::thread::scope(|scope| {
         scope.spawn(move || {
