@@ -47,11 +47,19 @@ impl Moment {
         Some(Self { instant: offset.to_timestamp(clock.datetime()?).ok()?, offset })
     }
 
-    /// From a wall clock of central European time (CET, summer time by the rule of Directive
-    /// 2000/84/EC) that does not say whether it is summer. In the hour that comes twice in October
-    /// the first is taken; in the hour that is missing in March the clock is read as winter time.
-    pub fn from_central_european(clock: Civil) -> Option<Self> {
-        let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").ok()?;
+    /// From a wall clock that follows the European rule (summer time by Directive 2000/84/EC) but does not
+    /// say whether it is summer, and stands `winter_offset_hours` east of UTC in winter. In the hour that
+    /// comes twice in October the first is taken; in the hour that is missing in March the clock is read as
+    /// winter time.
+    pub fn from_european(clock: Civil, winter_offset_hours: i8) -> Option<Self> {
+        // The change is at 01:00 UTC everywhere.
+        let rule = match winter_offset_hours {
+            0 => "WET0WEST,M3.5.0/1,M10.5.0",
+            1 => "CET-1CEST,M3.5.0,M10.5.0/3",
+            2 => "EET-2EEST,M3.5.0/3,M10.5.0/4",
+            _ => return None,
+        };
+        let zone = TimeZone::posix(rule).ok()?;
         let instant = zone.to_ambiguous_timestamp(clock.datetime()?).compatible().ok()?;
         Some(Self { instant, offset: zone.to_offset(instant) })
     }
@@ -106,12 +114,12 @@ impl Civil {
     pub fn from_digits(digits: &[u8; 12]) -> Option<Self> {
         let mut pairs = [0i8; 6];
         for (pair, digits) in pairs.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let [tens, units] = *digits;
-            if !tens.is_ascii_digit() || !units.is_ascii_digit() {
+            let [tens, units] = digits.map(|digit| digit.wrapping_sub(b'0'));
+            if tens > 9 || units > 9 {
                 return None;
             }
-            *pair =
-                i8::try_from(tens.wrapping_sub(b'0').wrapping_mul(10).wrapping_add(units.wrapping_sub(b'0'))).ok()?;
+            // At most 99.
+            *pair = tens.wrapping_mul(10).wrapping_add(units) as i8;
         }
         let [year, month, day, hour, minute, second] = pairs;
         Some(Self { year: i16::from(year).wrapping_add(2000), month, day, hour, minute, second })
@@ -184,10 +192,13 @@ mod tests {
 
     #[test]
     fn a_clock_without_letter_follows_the_european_rule() {
-        let at = |digits| Moment::from_central_european(civil(digits)).unwrap().to_string();
-        assert_eq!(at(b"120517020000"), "2012-05-17T02:00:00+02:00");
-        assert_eq!(at(b"120217020000"), "2012-02-17T02:00:00+01:00");
-        assert_eq!(at(b"261025023000"), "2026-10-25T02:30:00+02:00");
+        let at = |digits, winter| Moment::from_european(civil(digits), winter).unwrap().to_string();
+        assert_eq!(at(b"120517020000", 1), "2012-05-17T02:00:00+02:00");
+        assert_eq!(at(b"120217020000", 1), "2012-02-17T02:00:00+01:00");
+        assert_eq!(at(b"261025023000", 1), "2026-10-25T02:30:00+02:00");
+        assert_eq!(at(b"261025033000", 2), "2026-10-25T03:30:00+03:00");
+        assert_eq!(at(b"260329035959", 2), "2026-03-29T04:59:59+03:00");
+        assert_eq!(at(b"260701000000", 0), "2026-07-01T00:00:00+01:00");
     }
 
     #[test]

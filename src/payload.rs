@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use crate::{
     delivery::Epoch,
     moment::Moment,
-    reading::{Clock, Event, Function, Medium, Qualifiers, Reading, Register, Report, Suspect, Unknown},
+    reading::{self, Clock, Event, Function, Medium, Qualifiers, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
 
@@ -123,7 +123,7 @@ fn write_report(json: &mut String, report: &Report<String>, received_at: Option<
     json.push_str(",\"readings\":");
     list(json, '[', &report.readings, write_reading, ']');
     json.push_str(",\"info\":");
-    let pair = |json: &mut String, (name, text): &(Cow<'static, str>, String)| {
+    let pair = |json: &mut String, (name, text): &reading::Info| {
         string(json, name);
         json.push(':');
         string(json, text);
@@ -307,7 +307,7 @@ struct WireUnknown<'a> {
 
 /// `info` in the order in which it was written.
 #[derive(Default)]
-struct Info(Vec<(Cow<'static, str>, String)>);
+struct Info(Vec<reading::Info>);
 
 impl<'de> Deserialize<'de> for Info {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -322,7 +322,7 @@ impl<'de> Deserialize<'de> for Info {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Info, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some((name, text)) = map.next_entry::<String, String>()? {
-                    pairs.push((Cow::Owned(name), text));
+                    pairs.push((Cow::Owned(name), Cow::Owned(text)));
                 }
                 Ok(Info(pairs))
             }

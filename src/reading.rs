@@ -102,7 +102,9 @@ impl Register {
     pub fn is_cumulative(&self) -> bool {
         let name = self.as_str();
         matches!(name, "energy" | "volume" | "mass")
-            || ["import_", "export_", "reactive_import", "reactive_export"].iter().any(|start| name.starts_with(start))
+            || ["import_", "export_", "reactive_import_", "reactive_export_", "reactive_quadrant"]
+                .iter()
+                .any(|start| name.starts_with(start))
     }
 }
 
@@ -220,9 +222,10 @@ impl Reading {
         Self { register, value, unit, qualifiers: Qualifiers::default(), at: None, suspect: None, raw: None }
     }
 
-    /// Whether it is the value as it stands now: what `state` shows.
+    /// Whether it is of now and not of a past set day, the meter's own and of no single tariff: what `state`
+    /// shows. The highest demand of this month is of now, though it was reached earlier.
     pub fn is_current(&self) -> bool {
-        self.qualifiers == Qualifiers::default() && self.at.is_none()
+        self.qualifiers == Qualifiers::default()
     }
 }
 
@@ -305,6 +308,9 @@ pub struct Unknown {
     pub text: String,
 }
 
+/// A text under its name.
+pub type Info = (Cow<'static, str>, Cow<'static, str>);
+
 /// Everything one meter said at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report<M = Identity> {
@@ -321,7 +327,7 @@ pub struct Report<M = Identity> {
     /// In the order in which they were sent.
     pub readings: Vec<Reading>,
     /// Text: messages, versions, the tariff in force.
-    pub info: Vec<(Cow<'static, str>, String)>,
+    pub info: Vec<Info>,
     /// The meter's log.
     pub events: Vec<Event>,
     /// What was not understood.

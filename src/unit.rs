@@ -58,6 +58,30 @@ impl Decimal {
     /// Reads such a number at the start of `text`; returns it with the rest.
     #[inline]
     pub fn parse_prefix(text: &[u8]) -> Option<(Self, &[u8])> {
+        Self::parse_short(text).or_else(|| Self::parse_long(text))
+    }
+
+    /// A number as most are: without a sign, with one to seven digits before the point, and one to seven
+    /// behind it if there is one; in a text that goes on behind it.
+    #[inline]
+    fn parse_short(text: &[u8]) -> Option<(Self, &[u8])> {
+        const POWERS: [i64; 8] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+        let (count, whole) = eight_digits(*text.first_chunk()?);
+        let behind = text.get(count..)?;
+        if count % 8 == 0 {
+            return None;
+        }
+        let [b'.', fraction @ ..] = behind else { return Some((Self { mantissa: whole, scale: 0 }, behind)) };
+        let (count, part) = eight_digits(*fraction.first_chunk()?);
+        if count == 0 {
+            return None;
+        }
+        // Fourteen digits at most.
+        let mantissa = whole.wrapping_mul(*POWERS.get(count)?).wrapping_add(part);
+        Some((Self { mantissa, scale: count as u8 }, fraction.get(count..)?))
+    }
+
+    fn parse_long(text: &[u8]) -> Option<(Self, &[u8])> {
         let (negative, text) = match text {
             [b'-', text @ ..] => (true, text),
             [b'+', text @ ..] => (false, text),
@@ -101,10 +125,13 @@ impl Decimal {
 
 /// One or more digits behind those of `value`; returns both as one number, with the rest of `text`. None
 /// beyond [`MAX_DIGITS`].
-#[inline]
 fn digits(text: &[u8], mut value: i64) -> Option<(i64, &[u8])> {
     const FULL: i64 = 10i64.pow(MAX_DIGITS as u32 - 1);
     let mut rest = text;
+    if let (0, Some(chunk)) = (value, text.first_chunk()) {
+        let (count, number) = eight_digits(*chunk);
+        (value, rest) = (number, text.get(count..)?);
+    }
     while let [byte @ b'0'..=b'9', tail @ ..] = rest {
         if value >= FULL {
             return None;
@@ -113,6 +140,29 @@ fn digits(text: &[u8], mut value: i64) -> Option<(i64, &[u8])> {
         rest = tail;
     }
     (rest.len() < text.len()).then_some((value, rest))
+}
+
+/// How many digits stand at the beginning of `text`, and their number: without a loop, by arithmetic on all
+/// eight bytes in one word.
+#[inline]
+fn eight_digits(text: [u8; 8]) -> (usize, i64) {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    // A digit becomes 0 to 9; anything else sets the highest bit of its byte in `others`. Only such a byte
+    // carries into the bytes behind it, which do not matter any more.
+    let values = u64::from_le_bytes(text) ^ ONES.wrapping_mul(0x30);
+    let others = (values.wrapping_add(ONES.wrapping_mul(0x76)) | values) & ONES.wrapping_mul(0x80);
+    let bits = others.trailing_zeros() & !7;
+    if bits == 0 {
+        return (0, 0);
+    }
+    // The digits move to the upper end, where the last is the lowest in value; zeros come before them.
+    let values = values.wrapping_shl(64u32.wrapping_sub(bits));
+    // Pairs, then pairs of pairs, then all: each sum stands in the upper half of where its terms stood.
+    let pairs = values.wrapping_mul(10).wrapping_add(values >> 8);
+    const EVERY_OTHER: u64 = 0x0000_00FF_0000_00FF;
+    let upper = (pairs & EVERY_OTHER).wrapping_mul(100 + (1_000_000 << 32));
+    let lower = ((pairs >> 16) & EVERY_OTHER).wrapping_mul(1 + (10_000 << 32));
+    ((bits / 8) as usize, (upper.wrapping_add(lower) >> 32) as i64)
 }
 
 /// Plain decimals, all of them: `-0.50`, `3432.827`, `0.000`.
@@ -157,10 +207,31 @@ impl Unit {
     pub const GJ: Self = Self(Cow::Borrowed("GJ"));
     /// Cubic metre.
     pub const M3: Self = Self(Cow::Borrowed("m3"));
+    /// Kilovolt-ampere-reactive.
+    pub const KVAR: Self = Self(Cow::Borrowed("kvar"));
+    /// Kilovolt-ampere.
+    pub const KVA: Self = Self(Cow::Borrowed("kVA"));
+    /// Hertz.
+    pub const HZ: Self = Self(Cow::Borrowed("Hz"));
+    /// Second.
+    pub const S: Self = Self(Cow::Borrowed("s"));
 
     /// From a text of at most 16 printable ASCII characters; None for anything else.
     pub fn from_text(text: &str) -> Option<Self> {
-        const KNOWN: [Unit; 8] = [Unit::NONE, Unit::KWH, Unit::KVARH, Unit::KW, Unit::V, Unit::A, Unit::GJ, Unit::M3];
+        const KNOWN: [Unit; 12] = [
+            Unit::NONE,
+            Unit::KWH,
+            Unit::KVARH,
+            Unit::KW,
+            Unit::V,
+            Unit::A,
+            Unit::GJ,
+            Unit::M3,
+            Unit::KVAR,
+            Unit::KVA,
+            Unit::HZ,
+            Unit::S,
+        ];
         if let Some(known) = KNOWN.iter().find(|unit| unit.as_str() == text) {
             return Some(known.clone());
         }
@@ -169,8 +240,11 @@ impl Unit {
     }
 
     /// The text, such as `kWh`.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub const fn as_str(&self) -> &str {
+        match &self.0 {
+            Cow::Borrowed(text) => text,
+            Cow::Owned(text) => text.as_str(),
+        }
     }
 }
 
@@ -205,6 +279,35 @@ mod tests {
         for text in ["", "-", ".5", "5.", "1.2.3", "1e3", "12 ", "0x1", "9999999999999999999", "1000000000000000000"] {
             assert_eq!(Decimal::parse(text.as_bytes()), None, "{text}");
         }
+    }
+
+    /// Eight bytes at once must say what one byte after the other says, whatever stands behind the digits.
+    #[test]
+    fn numbers_of_every_length_and_ending_are_read() {
+        let digits = "907651234098765432";
+        for length in 1..=digits.len() {
+            for behind in ["", "*", ".", ")\r\n", ":", "/", "\u{ff}", "*kWh)\r\n1-0:1.8.1", ";;;;;;;;;"] {
+                let (number, _) = digits.split_at(length);
+                let text = format!("{number}{behind}");
+                let read = Decimal::parse_prefix(text.as_bytes());
+                let expected = Decimal::whole(number.parse().unwrap()).unwrap();
+                match behind {
+                    "." => assert_eq!(read, None, "{text}"),
+                    _ => assert_eq!(read, Some((expected, behind.as_bytes())), "{text}"),
+                }
+                let text = format!("00000000000000{number}.25{behind}");
+                match length {
+                    ..=16 => assert_eq!(read_back(&text, behind), format!("{number}.25"), "{text}"),
+                    _ => assert_eq!(Decimal::parse_prefix(text.as_bytes()), None, "{text}"),
+                }
+            }
+        }
+    }
+
+    fn read_back(text: &str, behind: &str) -> String {
+        let (value, rest) = Decimal::parse_prefix(text.as_bytes()).unwrap();
+        assert_eq!(rest, behind.as_bytes());
+        value.to_string()
     }
 
     #[test]

@@ -6,18 +6,23 @@
 //!
 //! Where no electricity is read (a heat or hot-water meter alone on a P1 port), there is no report of
 //! an electricity meter: what the telegram says of itself stands in the first slave's report.
+//!
+//! A value without a unit is in the table's unit, but only where it has decimals: a whole number may as
+//! well be in watts or litres, and stays unknown.
 
 use std::borrow::Cow;
 
 use super::{
     Line, Telegram,
-    dialect::{self, Dialect, Meaning},
-    text,
+    dialect::{self, Dialect},
+    table::Meaning,
+    telegram::Next,
+    text::{self, Clock as ClockText},
 };
 use crate::{
     moment::Moment,
     obis::Obis,
-    reading::{Clock, Event, Identity, Medium, Reading, Register, Report, Unknown, escape},
+    reading::{Clock, Event, Identity, Info, Medium, Qualifiers, Reading, Register, Report, Unknown, escape},
     unit::{Decimal, Unit},
 };
 
@@ -32,32 +37,39 @@ pub struct Decoded {
 
 /// Decodes a telegram, by the tables of `dialect` or of the one that it seems to be of.
 pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
-    let dialect = dialect.unwrap_or_else(|| Dialect::detect(telegram.lines()));
-    let mut main = Main::new(telegram);
-    let mut slaves: Vec<Slave<'_>> = Vec::new();
-    for line in telegram.lines() {
-        let Some(channel) = channel(line) else {
-            main.take(line, dialect);
-            continue;
+    let dialect = dialect.unwrap_or_else(|| Dialect::detect(telegram));
+    let mut main = Main::new(telegram, dialect);
+    let mut slaves = Slaves { dialect, meters: Vec::new(), counters: Vec::new() };
+    let mut lines = telegram.lines();
+    while let Some(next) = lines.next_of(dialect) {
+        let line = match next {
+            Next::Register(name, unit, value) => {
+                main.readings.push(Reading::now(Register::named(name), value, unit.clone()));
+                continue;
+            }
+            Next::Line(line) => line,
         };
-        let index = slaves.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
-            slaves.push(Slave::new(channel));
-            slaves.len().saturating_sub(1)
-        });
-        if let Some(slave) = slaves.get_mut(index) {
-            slave.take(line, dialect);
+        let meaning = line.entry.and_then(|entry| entry.meaning(dialect));
+        match channel(line) {
+            Some(channel) if meaning.is_none_or(|meaning| meaning.is_of_slave()) => slaves.take(channel, line, meaning),
+            _ => main.take(line, meaning),
         }
     }
-    slaves.retain(|slave| {
-        if !slave.says_something() {
-            let lines = telegram.lines().filter(|&line| channel(line) == Some(slave.channel));
-            main.unknown.extend(lines.map(unknown));
+    slaves.meters.retain(|slave| {
+        let silent = !slave.says_something(&slaves.counters);
+        if silent {
+            let of_slave = |line: &Line<'_>| {
+                let meaning = line.entry.and_then(|entry| entry.meaning(dialect));
+                channel(*line) == Some(slave.channel) && meaning.is_none_or(|meaning| meaning.is_of_slave())
+            };
+            main.unknown.extend(telegram.lines().filter(of_slave).map(unknown));
         }
-        slave.says_something()
+        !silent
     });
     let telegram_time = main.time;
-    let mut reports = Vec::with_capacity(slaves.len().saturating_add(1));
-    let mut slaves = slaves.into_iter().map(|slave| slave.report(telegram_time));
+    let mut reports = Vec::with_capacity(slaves.meters.len().saturating_add(1));
+    let Slaves { meters, counters, .. } = slaves;
+    let mut slaves = meters.into_iter().map(|slave| slave.report(&counters, telegram_time));
     match slaves.next() {
         Some(first) if main.readings.is_empty() => reports.push(main.merge_into(first)),
         first => {
@@ -77,93 +89,234 @@ fn channel(line: Line<'_>) -> Option<u8> {
     }
 }
 
+/// A text known when this was compiled, under its name.
+const fn fixed(name: &'static str, text: &'static str) -> Info {
+    (Cow::Borrowed(name), Cow::Borrowed(text))
+}
+
+fn info(name: &'static str, text: String) -> Info {
+    (Cow::Borrowed(name), Cow::Owned(text))
+}
+
+/// Who a meter says it is: the best of what it says, and its rank.
+#[derive(Default)]
+struct Names {
+    best: Option<(u8, &'static str, String)>,
+}
+
+impl Names {
+    /// Takes an identifier; what is not the best stands among the texts. None when there is one of this
+    /// rank already: what is said twice stands as it was said first.
+    fn take(&mut self, name: &'static str, rank: u8, text: &[u8], texts: &mut Vec<Info>) -> Option<()> {
+        let Some(id) = text::identifier(text) else {
+            texts.push(fixed(name, ""));
+            return Some(());
+        };
+        match &mut self.best {
+            Some((best, ..)) if *best == rank => return None,
+            Some((best, ..)) if *best < rank => texts.push(info(name, id)),
+            best => {
+                if let Some((_, name, id)) = best.replace((rank, name, id)) {
+                    texts.push(info(name, id));
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn identity(self, channel: Option<u8>) -> Identity {
+        self.best.map_or(Identity::Place { channel }, |(_, _, id)| Identity::Own(id))
+    }
+}
+
 /// The meter whose port it is.
 struct Main {
-    id: Option<String>,
+    dialect: Dialect,
+    names: Names,
+    /// The place of its identifier among the texts, for telegrams in which it names no electricity meter.
     id_at: usize,
     time: Option<Moment>,
     readings: Vec<Reading>,
-    info: Vec<(Cow<'static, str>, String)>,
+    info: Vec<Info>,
     events: Vec<Event>,
     unknown: Vec<Unknown>,
 }
 
 impl Main {
-    fn new(telegram: &Telegram<'_>) -> Self {
-        let mut info = Vec::with_capacity(8);
-        info.push((Cow::Borrowed("identification"), text::printable(telegram.identification())));
+    fn new(telegram: &Telegram<'_>, dialect: Dialect) -> Self {
+        let mut texts = Vec::with_capacity(8);
+        texts.push(info("identification", text::printable(telegram.identification())));
         Self {
-            id: None,
+            dialect,
+            names: Names::default(),
             id_at: 0,
             time: None,
             // A three-phase DSMR 5 meter sends 26.
             readings: Vec::with_capacity(32),
-            info,
+            info: texts,
             events: Vec::new(),
             unknown: Vec::new(),
         }
     }
 
-    fn take(&mut self, line: Line<'_>, dialect: Dialect) {
-        let meaning = line.code.and_then(|code| dialect.meaning(code));
-        if meaning.and_then(|meaning| self.understand(meaning, line.text)).is_none() {
+    fn take(&mut self, line: Line<'_>, meaning: Option<&Meaning>) {
+        if meaning.and_then(|meaning| self.understand(*meaning, line)).is_none() {
             self.unknown.push(unknown(line));
         }
     }
 
-    fn understand(&mut self, meaning: Meaning, text: &[u8]) -> Option<()> {
+    fn understand(&mut self, meaning: Meaning, line: Line<'_>) -> Option<()> {
+        let text = line.text;
         // What is no number or clock can have no bracket in it.
-        let number = text::inside(text)?;
-        let mut info = |name, text| self.info.push((Cow::Borrowed(name), text));
+        let content = text::inside(text)?;
         match meaning {
-            Meaning::Register { name, unit } => self.register(name, unit, number)?,
-            Meaning::Limit => self
-                .register("power_limit", &Unit::KW, number)
-                .or_else(|| self.register("current_limit", &Unit::A, number))?,
+            Meaning::Register { name, .. } if text::is_empty_value(content) => {
+                self.info.push(info(name, text::printable(content)));
+            }
+            Meaning::Register { name, unit, .. } => self.readings.push(reading(name, unit, content)?),
+            Meaning::Limit => self.readings.push(
+                reading("power_limit", &Unit::KW, content)
+                    .or_else(|| reading("current_limit", &Unit::A, content))
+                    .or_else(|| reading("apparent_power_limit", &Unit::KVA, content))?,
+            ),
+            Meaning::Limits => self.limits(text, content)?,
             // What a telegram says twice stands as it was said first; the second is unknown.
-            Meaning::Clock if self.time.is_none() => self.time = Some(text::clock(number)?),
-            Meaning::Identifier if self.id.is_none() => {
-                self.id = text::identifier(text::single(text)?);
-                // Its place among the texts, for telegrams in which it names no electricity meter.
-                self.id_at = self.info.len();
+            Meaning::Clock if self.time.is_none() => match text::clock(content, self.dialect.winter_offset()) {
+                ClockText::At(time) => self.time = Some(time),
+                ClockText::Unset => self.info.push(info("unset_clock", text::printable(content))),
+                ClockText::Other => return None,
+            },
+            Meaning::Identifier { name, rank } => {
+                let at = self.info.len();
+                self.names.take(name, rank, text::single(text)?, &mut self.info)?;
+                self.id_at = at;
             }
-            Meaning::Plain(name) => info(name, text::printable(text::single(text)?)),
-            Meaning::Text(name) => info(name, text::from_hex(text::single(text)?)),
-            Meaning::Tariff { first, second } => {
-                let tariff = match text::single(text)? {
-                    b"0001" => first.to_owned(),
-                    b"0002" => second.to_owned(),
-                    other => text::printable(other),
+            Meaning::Plain(name) => self.info.push(info(name, text::printable(text::single(text)?))),
+            Meaning::Text(name) => self.info.push(info(name, text::from_hex(text::single(text)?))),
+            Meaning::Relay => {
+                let name =
+                    *["relay_1", "relay_2", "relay_3", "relay_4"].get(usize::from(line.code?.b).checked_sub(1)?)?;
+                self.info.push(info(name, text::printable(text::single(text)?)));
+            }
+            Meaning::Tariff(names) => {
+                let number = text::single(text)?;
+                let name = match number {
+                    [b'0', b'0', b'0', digit @ b'1'..=b'9'] => names.get(usize::from(digit.wrapping_sub(b'1'))),
+                    _ => None,
                 };
-                info("tariff", tariff);
+                self.info.push(match name {
+                    Some(name) => fixed("tariff", name),
+                    None => info("tariff", text::printable(number)),
+                });
             }
-            Meaning::FailureLog if self.events.is_empty() => self.events = failure_log(text)?,
+            Meaning::FailureLog if self.events.is_empty() => self.events = failure_log(text, self.dialect)?,
+            Meaning::Peak(name) => self.peak(name, text)?,
+            Meaning::PeakHistory(name) if !self.has_history() => self.peak_history(name, text)?,
+            Meaning::Snapshot(registers) if !self.has_history() => self.snapshot(registers, text)?,
             _ => return None,
         }
         Some(())
     }
 
-    /// `value*unit` as a register that counts in `unit`.
-    fn register(&mut self, name: &'static str, unit: &Unit, content: &[u8]) -> Option<()> {
-        let (mut value, spelling) = text::value_and_unit(content)?;
-        let mut raw = None;
-        // At most three bytes: less than a call of memcmp.
-        if !unit.as_str().bytes().eq(spelling.iter().copied()) {
-            let (found, exponent) = dialect::unit(spelling)?;
-            if found != unit {
+    fn has_history(&self) -> bool {
+        self.readings.iter().any(|reading| reading.qualifiers.storage > 0)
+    }
+
+    /// One current, or one for each direction, as two brackets or with a comma between.
+    fn limits(&mut self, text: &[u8], content: &[u8]) -> Option<()> {
+        const LIMIT: &str = "current_limit";
+        if let Some(limit) = reading(LIMIT, &Unit::A, content) {
+            self.readings.push(limit);
+            return Some(());
+        }
+        let [first, second] = all_brackets::<2>(text).or_else(|| {
+            let (first, second) = content.split_at_checked(content.iter().position(|&byte| byte == b',')?)?;
+            Some([first, second.get(1..)?])
+        })?;
+        self.readings.extend([reading(LIMIT, &Unit::A, first)?, reading("current_limit_negative", &Unit::A, second)?]);
+        Some(())
+    }
+
+    /// The highest demand of the month, and when it was; the two come in either order.
+    fn peak(&mut self, name: &'static str, text: &[u8]) -> Option<()> {
+        let [first, second] = all_brackets::<2>(text)?;
+        let clock = |text| text::clock(text, self.dialect.winter_offset());
+        let (time, value) = match (clock(first), clock(second)) {
+            (ClockText::Other, ClockText::Other) => return None,
+            (ClockText::Other, time) => (time, first),
+            (time, _) => (time, second),
+        };
+        self.readings.push(Reading { at: time.time(), ..reading(name, &Unit::KW, value)? });
+        Some(())
+    }
+
+    /// The highest demands of past months, in either order. The storage number counts months back, 1 being
+    /// the last; `at` is when the peak was, or the end of the month where that is not known.
+    fn peak_history(&mut self, name: &'static str, text: &[u8]) -> Option<()> {
+        let mut items = text::brackets(text);
+        let count = items.next()??;
+        if count.is_empty() || !count.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        // The code of the time and that of the value; E660 sends neither, and no months.
+        for _ in 0..2 {
+            let Some(code) = items.next() else { return self.no_history(text) };
+            if code?.is_empty() {
                 return None;
             }
-            raw = Some(Box::new((value, raw_unit(spelling)?)));
-            value = value.shift(exponent)?;
         }
-        self.readings.push(Reading { raw, ..Reading::now(Register::named(name), value, unit.clone()) });
+        let mut months = Vec::new();
+        while let Some(month) = items.next() {
+            let month = month?;
+            if month.is_empty() && months.is_empty() && items.next().is_none() {
+                break;
+            }
+            let end = text::clock(month, self.dialect.winter_offset()).time()?;
+            let peak = match text::clock(items.next()??, self.dialect.winter_offset()) {
+                ClockText::Other => return None,
+                clock => clock.time(),
+            };
+            months.push((end, Reading { at: Some(peak.unwrap_or(end)), ..reading(name, &Unit::KW, items.next()??)? }));
+        }
+        if months.is_empty() {
+            return self.no_history(text);
+        }
+        months.sort_by_key(|(end, _)| std::cmp::Reverse(*end));
+        let stored = (1..).zip(months).map(|(storage, (_, reading))| Reading {
+            qualifiers: Qualifiers { storage, ..Qualifiers::default() },
+            ..reading
+        });
+        self.readings.extend(stored);
+        Some(())
+    }
+
+    /// A history without months.
+    fn no_history(&mut self, text: &[u8]) -> Option<()> {
+        self.info.push(info("demand_peak_history", text::printable(text)));
+        Some(())
+    }
+
+    /// Registers as they stood at the end of the last month.
+    fn snapshot(&mut self, registers: &[(&'static str, &'static Unit)], text: &[u8]) -> Option<()> {
+        let mut items = text::brackets(text);
+        let at = text::clock(items.next()??, self.dialect.winter_offset()).time()?;
+        let mut readings = Vec::with_capacity(registers.len());
+        for &(name, unit) in registers {
+            let Some(item) = items.next() else { break };
+            let qualifiers = Qualifiers { storage: 1, ..Qualifiers::default() };
+            readings.push(Reading { qualifiers, at: Some(at), ..reading(name, unit, item?)? });
+        }
+        if readings.is_empty() || items.next().is_some() {
+            return None;
+        }
+        self.readings.append(&mut readings);
         Some(())
     }
 
     fn report(self) -> Report {
         let medium = if self.readings.is_empty() { Medium::Other(0) } else { Medium::Electricity };
         Report {
-            meter: self.id.map_or(Identity::Place { channel: None }, Identity::Own),
+            meter: self.names.identity(None),
             medium,
             protocol: Cow::Borrowed("p1"),
             measured_at: self.time,
@@ -177,8 +330,11 @@ impl Main {
 
     /// Gives what the telegram says of itself to its first slave meter.
     fn merge_into(mut self, mut slave: Report) -> Report {
-        if let Some(id) = self.id {
-            self.info.insert(self.id_at.min(self.info.len()), (Cow::Borrowed("equipment"), id));
+        if let Some((_, name, id)) = self.names.best {
+            self.info.insert(self.id_at.min(self.info.len()), info(name, id));
+        }
+        if let Some(time) = self.time.filter(|&time| slave.measured_at != Some(time)) {
+            self.info.push(info("telegram_time", time.to_string()));
         }
         self.info.append(&mut slave.info);
         self.events.append(&mut slave.events);
@@ -187,92 +343,164 @@ impl Main {
     }
 }
 
-/// A meter behind the P1 port. Its lines come in any order, so they are judged at the end.
-struct Slave<'a> {
-    channel: u8,
-    id: Option<String>,
-    device_type: Option<&'a [u8]>,
+/// `value*unit` as a reading of a register that counts in `unit`.
+fn reading(name: &'static str, unit: &Unit, content: &[u8]) -> Option<Reading> {
+    let (mut value, spelling) = text::value_and_unit(content)?;
+    let mut raw = None;
+    // At most five bytes: less than a call of memcmp.
+    let usual = unit.as_str().bytes().eq(spelling.iter().copied()) || spelling.is_empty() && value.scale() > 0;
+    if !usual {
+        let (found, exponent) = dialect::unit(spelling)?;
+        if found != unit {
+            return None;
+        }
+        if exponent != 0 {
+            raw = Some(Box::new((value, raw_unit(spelling)?)));
+            value = value.shift(exponent)?;
+        }
+    }
+    Some(Reading { raw, ..Reading::now(Register::named(name), value, unit.clone()) })
+}
+
+/// The meters behind the P1 port. Their lines come in any order, so they are judged at the end.
+struct Slaves<'a> {
+    dialect: Dialect,
+    meters: Vec<Slave>,
+    /// Of all of them: most have one.
     counters: Vec<Counter<'a>>,
-    info: Vec<(Cow<'static, str>, String)>,
+}
+
+struct Slave {
+    channel: u8,
+    names: Names,
+    /// As sent, and as a number where it is one.
+    device_type: Option<(String, Option<u8>)>,
+    info: Vec<Info>,
     unknown: Vec<Unknown>,
 }
 
 struct Counter<'a> {
+    channel: u8,
     line: Line<'a>,
     time: Option<Moment>,
     value: Decimal,
     unit: &'a [u8],
 }
 
-impl<'a> Slave<'a> {
-    fn new(channel: u8) -> Self {
-        Self {
-            channel,
-            id: None,
-            device_type: None,
-            counters: Vec::new(),
-            info: vec![(Cow::Borrowed("channel"), channel.to_string())],
-            unknown: Vec::new(),
+impl<'a> Slaves<'a> {
+    fn take(&mut self, channel: u8, line: Line<'a>, meaning: Option<&Meaning>) {
+        let index = self.meters.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
+            self.meters.push(Slave::new(channel));
+            self.meters.len().saturating_sub(1)
+        });
+        let Some(slave) = self.meters.get_mut(index) else { return };
+        let understood = meaning.and_then(|meaning| slave.understand(*meaning, line, self.dialect));
+        match understood {
+            Some(Some(counter)) => self.counters.push(counter),
+            Some(None) => {}
+            None => slave.unknown.push(unknown(line)),
         }
+    }
+}
+
+impl Slave {
+    fn new(channel: u8) -> Self {
+        let name = match channel {
+            1 => "1",
+            2 => "2",
+            3 => "3",
+            _ => "4",
+        };
+        let mut texts = Vec::with_capacity(2);
+        texts.push(fixed("channel", name));
+        Self { channel, names: Names::default(), device_type: None, info: texts, unknown: Vec::new() }
     }
 
     /// Whether it names itself or its kind, or counts something: an unused channel does neither, though
     /// some meters send a value without a unit for it.
-    fn says_something(&self) -> bool {
-        self.id.is_some() || self.device_type.is_some() || self.counters.iter().any(|counter| !counter.unit.is_empty())
+    fn says_something(&self, counters: &[Counter<'_>]) -> bool {
+        let counts = |counter: &Counter<'_>| counter.channel == self.channel && !counter.unit.is_empty();
+        self.names.best.is_some() || self.device_type.is_some() || counters.iter().any(counts)
     }
 
-    fn take(&mut self, line: Line<'a>, dialect: Dialect) {
-        let meaning = line.code.and_then(|code| dialect.meaning(code));
-        if meaning.and_then(|meaning| self.understand(meaning, line)).is_none() {
-            self.unknown.push(unknown(line));
-        }
-    }
-
-    fn understand(&mut self, meaning: Meaning, line: Line<'a>) -> Option<()> {
+    fn understand<'a>(&mut self, meaning: Meaning, line: Line<'a>, dialect: Dialect) -> Option<Option<Counter<'a>>> {
         match meaning {
             Meaning::DeviceType if self.device_type.is_none() => {
                 let content = text::single(line.text)?;
-                self.device_type = (!content.is_empty()).then_some(content);
+                if content.is_empty() {
+                    self.info.push(fixed("device_type", ""));
+                } else {
+                    let code = std::str::from_utf8(content).ok().and_then(|text| text.parse().ok());
+                    let text = if code.is_some() { String::new() } else { text::printable(content) };
+                    self.device_type = Some((text, code));
+                }
             }
-            Meaning::SlaveIdentifier if self.id.is_none() => self.id = text::identifier(text::single(line.text)?),
-            Meaning::SlavePlain(name) => {
-                self.info.push((Cow::Borrowed(name), text::printable(text::single(line.text)?)))
+            Meaning::SlaveIdentifier { name, rank } => {
+                self.names.take(name, rank, text::single(line.text)?, &mut self.info)?;
             }
+            Meaning::SlavePlain(name) => self.info.push(info(name, text::printable(text::single(line.text)?))),
+            Meaning::SlaveText(name) => self.info.push(info(name, text::from_hex(text::single(line.text)?))),
             Meaning::SlaveReading => {
                 let [time, value] = all_brackets::<2>(line.text)?;
+                if text::is_empty_value(value) {
+                    self.info.push(info("empty_reading", text::printable(line.text)));
+                    return Some(None);
+                }
                 let (value, unit) = text::value_and_unit(value)?;
-                self.counters.push(Counter { line, time: text::clock(time), value, unit });
+                return Some(Some(self.counter(line, time, value, unit, dialect)));
             }
             Meaning::SlaveReadingV3 => {
-                let [time, _status, _period, _count, _code, unit, value] = all_brackets::<7>(line.text)?;
+                let [time, status, period, _count, _code, unit, value] = all_brackets::<7>(line.text)?;
                 let value = Decimal::parse(value)?;
-                self.counters.push(Counter { line, time: text::clock(time), value, unit });
+                self.info.extend([
+                    info("reading_status", text::printable(status)),
+                    info("period_minutes", text::printable(period)),
+                ]);
+                return Some(Some(self.counter(line, time, value, unit, dialect)));
             }
             _ => return None,
         }
-        Some(())
+        Some(None)
     }
 
-    fn report(mut self, telegram_time: Option<Moment>) -> Report {
-        let code = self.device_type.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        let medium = Medium::from_device_type(code.unwrap_or(0));
-        if let (Some(text), None) = (self.device_type, code) {
-            self.info.push((Cow::Borrowed("device_type"), text::printable(text)));
+    fn counter<'a>(
+        &mut self,
+        line: Line<'a>,
+        time: &[u8],
+        value: Decimal,
+        unit: &'a [u8],
+        dialect: Dialect,
+    ) -> Counter<'a> {
+        let clock = text::clock(time, dialect.winter_offset()).time();
+        if clock.is_none() && !time.is_empty() {
+            self.info.push(info("unset_clock", text::printable(time)));
         }
-        let mut readings = Vec::with_capacity(self.counters.len());
+        Counter { channel: self.channel, line, time: clock, value, unit }
+    }
+
+    fn report(mut self, counters: &[Counter<'_>], telegram_time: Option<Moment>) -> Report {
+        let mut medium = Medium::from_device_type(0);
+        match self.device_type.take() {
+            Some((_, Some(code))) => medium = Medium::from_device_type(code),
+            Some((text, None)) => self.info.push(info("device_type", text)),
+            None => {}
+        }
+        let mut readings = Vec::with_capacity(1);
         let mut time = None;
-        for counter in self.counters {
-            match counter_reading(medium, &counter) {
+        for counter in counters.iter().filter(|counter| counter.channel == self.channel) {
+            match counter_reading(medium, counter) {
                 Some(reading) => {
                     readings.push(reading);
                     time = time.max(counter.time);
+                    if medium == Medium::Gas && counter.line.code.is_some_and(|code| code.e == 3) {
+                        self.info.push(fixed("temperature_corrected", "no"));
+                    }
                 }
                 None => self.unknown.push(unknown(counter.line)),
             }
         }
         Report {
-            meter: self.id.map_or(Identity::Place { channel: Some(self.channel) }, Identity::Own),
+            meter: self.names.identity(Some(self.channel)),
             medium,
             protocol: Cow::Borrowed("p1"),
             measured_at: time.or(telegram_time),
@@ -294,7 +522,10 @@ const GJ_PER_KWH: Decimal = Decimal::per_ten_thousand(36);
 
 /// A slave's counter as a reading; thermal energy becomes GJ, whatever the meter counts in.
 fn counter_reading(medium: Medium, counter: &Counter<'_>) -> Option<Reading> {
-    let (mut unit, exponent) = dialect::unit(counter.unit)?;
+    let (mut unit, exponent) = match counter.unit {
+        b"" if counter.value.scale() > 0 => (dialect::unit_of(medium)?, 0),
+        spelling => dialect::unit(spelling)?,
+    };
     let mut value = counter.value.shift(exponent)?;
     let thermal = matches!(medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling) && *unit == Unit::KWH;
     if thermal {
@@ -313,7 +544,7 @@ fn raw_unit(spelling: &[u8]) -> Option<Unit> {
 }
 
 /// The log of long power failures: its entries, or None where it has another form.
-fn failure_log(text: &[u8]) -> Option<Vec<Event>> {
+fn failure_log(text: &[u8], dialect: Dialect) -> Option<Vec<Event>> {
     let mut items = text::brackets(text);
     let count = items.next()??;
     let Some(code) = items.next() else { return count.is_empty().then(Vec::new) };
@@ -329,7 +560,7 @@ fn failure_log(text: &[u8]) -> Option<Vec<Event>> {
         }
         events.push(Event {
             event: Cow::Borrowed("power_failure"),
-            end: text::clock(end?),
+            end: text::clock(end?, dialect.winter_offset()).time(),
             duration_s: Some(u64::try_from(seconds.mantissa()).ok()?),
         });
     }

@@ -23,13 +23,14 @@ pub mod crc;
 mod decode;
 pub mod dialect;
 mod frame;
+pub mod table;
 mod telegram;
 mod text;
 
 pub use decode::{Decoded, decode};
 pub use dialect::Dialect;
 pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail};
-pub use telegram::{Line, LineEnds, Telegram, Writer};
+pub use telegram::{Line, LineEnds, Lines, Telegram, Writer};
 
 /// A piece of the input that is no valid telegram.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

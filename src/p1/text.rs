@@ -7,48 +7,133 @@ use crate::{
     unit::Decimal,
 };
 
-/// A meter clock, `YYMMDDhhmmssX`: X is S in summer (UTC+2) and W in winter (UTC+1). Without the letter
-/// (v2 and v3) the time is central European by the rule. None for what no set clock shows.
-pub(super) fn clock(text: &[u8]) -> Option<Moment> {
-    // Meters with a P1 port exist since 2007: an earlier year is a clock that was never set.
-    const FIRST_YEAR: i16 = 2007;
-    let (digits, letter) = text.split_first_chunk::<12>()?;
-    let civil = Civil::from_digits(digits).filter(|civil| civil.year >= FIRST_YEAR)?;
-    match letter {
-        b"S" => Moment::from_civil(civil, 2),
-        b"W" => Moment::from_civil(civil, 1),
-        b"" => Moment::from_central_european(civil),
-        _ => None,
+/// What a bracket with a time in it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clock {
+    /// A time.
+    At(Moment),
+    /// The form of a time, but none that a set clock shows.
+    Unset,
+    /// Something else.
+    Other,
+}
+
+impl Clock {
+    /// The time, if it is one.
+    pub(super) fn time(self) -> Option<Moment> {
+        match self {
+            Self::At(moment) => Some(moment),
+            Self::Unset | Self::Other => None,
+        }
     }
+}
+
+/// Meters with a P1 port exist since 2007: an earlier year is a clock that was never set.
+const FIRST_YEAR: i16 = 2007;
+
+/// A meter clock that stands `winter` hours east of UTC in winter: `YYMMDDhhmmssX`, where X is S in summer
+/// (an hour more) and W in winter. Without the letter (DSMR 2 and 3, Wallonia) the time follows the European
+/// rule. Or twelve octets of a COSEM date-time (IEC 62056-6-2) as hex digits.
+pub(super) fn clock(text: &[u8], winter: i8) -> Clock {
+    let usual = text.split_first_chunk::<12>().and_then(|(digits, letter)| Some((Civil::from_digits(digits)?, letter)));
+    let moment = match usual {
+        Some((civil, b"S" | b"W" | b"")) if civil.year < FIRST_YEAR => None,
+        Some((civil, b"W")) => Moment::from_civil(civil, winter),
+        Some((civil, b"S")) => Moment::from_civil(civil, winter.saturating_add(1)),
+        Some((civil, b"")) => Moment::from_european(civil, winter),
+        _ => return unset_or_other(text, winter),
+    };
+    moment.map_or(Clock::Unset, Clock::At)
+}
+
+/// A time in another form than twelve digits and a letter.
+fn unset_or_other(text: &[u8], winter: i8) -> Clock {
+    if let Ok(hex) = <&[u8; 24]>::try_from(text) {
+        return date_time(hex, winter);
+    }
+    match text {
+        // As long as no set clock is: 35255255255255255S.
+        [digits @ .., b'S' | b'W'] if digits.len() >= 12 && digits.iter().all(u8::is_ascii_digit) => Clock::Unset,
+        _ => Clock::Other,
+    }
+}
+
+/// A COSEM date-time: year (2), month, day, day of week, hour, minute, second, hundredths, deviation (2),
+/// status. The deviation is in minutes, by the standard from local time to UTC, by some meters the other way
+/// round; no meter that sends it stands west of Greenwich. 0x8000 is none: then the European rule holds.
+fn date_time(hex: &[u8; 24], winter: i8) -> Clock {
+    let mut octets = [0u8; 12];
+    for (octet, &[high, low]) in octets.iter_mut().zip(hex.as_chunks::<2>().0) {
+        let (high, low) = (hex_digit(high), hex_digit(low));
+        if high > 15 || low > 15 {
+            return Clock::Other;
+        }
+        *octet = high << 4 | low;
+    }
+    let [year_high, year_low, month, day, _, hour, minute, second, _, deviation_high, deviation_low, _] = octets;
+    let field = |octet: u8| i8::try_from(octet).unwrap_or(i8::MAX);
+    let civil = Civil {
+        year: i16::from_be_bytes([year_high, year_low]),
+        month: field(month),
+        day: field(day),
+        hour: field(hour),
+        minute: field(minute),
+        second: field(second),
+    };
+    let deviation = i16::from_be_bytes([deviation_high, deviation_low]);
+    let moment = if civil.year < FIRST_YEAR {
+        None
+    } else if deviation == i16::MIN {
+        Moment::from_european(civil, winter)
+    } else {
+        i8::try_from(deviation.unsigned_abs() / 60).ok().and_then(|hours| Moment::from_civil(civil, hours))
+    };
+    moment.map_or(Clock::Unset, Clock::At)
+}
+
+/// The value of a hex digit, or 255.
+#[inline]
+fn hex_digit(byte: u8) -> u8 {
+    #[expect(clippy::indexing_slicing, reason = "runs in the compiler, where it is an error")]
+    const VALUES: [u8; 256] = {
+        let mut values = [u8::MAX; 256];
+        let (mut digit, digits) = (0u8, b"0123456789ABCDEFabcdef");
+        while (digit as usize) < digits.len() {
+            values[digits[digit as usize] as usize] = if digit < 16 { digit } else { digit - 6 };
+            digit += 1;
+        }
+        values
+    };
+    VALUES.get(usize::from(byte)).copied().unwrap_or(u8::MAX)
 }
 
 /// A text sent as pairs of hex digits; what is not such a text, or not printable ASCII, stays as sent.
 pub(super) fn from_hex(text: &[u8]) -> String {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => byte.wrapping_sub(b'0'),
-        b'A'..=b'F' => byte.wrapping_sub(b'A' - 10),
-        b'a'..=b'f' => byte.wrapping_sub(b'a' - 10),
-        // Neither half of a printable byte.
-        _ => u8::MAX,
-    };
-    let decode = || {
-        let (pairs, []) = text.as_chunks::<2>() else { return None };
-        let mut decoded = String::with_capacity(pairs.len());
-        for &[high, low] in pairs {
-            let byte = digit(high).checked_mul(16)? | digit(low);
-            if !matches!(byte, b' '..=b'~') {
-                return None;
-            }
-            decoded.push(char::from(byte));
-        }
-        Some(decoded)
-    };
-    decode().unwrap_or_else(|| printable(text))
+    printable_from_hex(text).unwrap_or_else(|| printable(text))
+}
+
+fn printable_from_hex(text: &[u8]) -> Option<String> {
+    let (pairs, []) = text.as_chunks::<2>() else { return None };
+    let mut all_printable = true;
+    let decoded = pairs
+        .iter()
+        .map(|&[high, low]| {
+            let (high, low) = (hex_digit(high), hex_digit(low));
+            let byte = high.wrapping_shl(4) | low;
+            // No digit is 255, which leaves no printable byte, whichever half it is.
+            all_printable &= high < 16 && matches!(byte, b' '..=b'~');
+            byte
+        })
+        .collect();
+    String::from_utf8(decoded).ok().filter(|_| all_printable)
 }
 
 /// A text to be read by people: printable ASCII as it is, every other byte as `\xNN`. A backslash stays
 /// single, because nearly every header holds one.
 pub(super) fn printable(text: &[u8]) -> String {
+    if text.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        return String::from_utf8_lossy(text).into_owned();
+    }
     let mut shown = String::with_capacity(text.len());
     for &byte in text {
         match byte {
@@ -73,13 +158,19 @@ pub(super) fn identifier(text: &[u8]) -> Option<String> {
     }
 }
 
-/// `value*unit` or `value`, where the unit may be empty.
+/// `value*unit` or `value`, where the unit may be empty; also `valueunit`, as some meters send it.
 pub(super) fn value_and_unit(text: &[u8]) -> Option<(Decimal, &[u8])> {
     match Decimal::parse_prefix(text)? {
         (value, []) => Some((value, b"")),
         (value, [b'*', unit @ ..]) => Some((value, unit)),
+        (value, unit @ [b'a'..=b'z' | b'A'..=b'Z', ..]) => Some((value, unit)),
         _ => None,
     }
+}
+
+/// Whether a bracket that should hold a value holds none: `` or `*unit`.
+pub(super) fn is_empty_value(text: &[u8]) -> bool {
+    matches!(text, [] | [b'*', ..])
 }
 
 /// The contents of the brackets of a line, with line ends between them passed over. An item is None,
@@ -127,13 +218,32 @@ mod tests {
 
     #[test]
     fn clocks_that_were_never_set_have_no_time() {
-        for text in
-            ["632525252525W", "35255255255255255S", "000101010000W", "000000000000W", "", "2611212000", "261121200000X"]
-        {
-            assert_eq!(clock(text.as_bytes()), None, "{text}");
+        for text in ["632525252525W", "35255255255255255S", "000101010000W", "000000000000W", "632525252525"] {
+            assert_eq!(clock(text.as_bytes(), 1), Clock::Unset, "{text}");
         }
-        assert_eq!(clock(b"260714120003S").unwrap().to_string(), "2026-07-14T12:00:03+02:00");
-        assert_eq!(clock(b"120517020000").unwrap().to_string(), "2012-05-17T02:00:00+02:00");
+        for text in ["", "2611212000", "261121200000X", "noon", "W", "1-0:1.6.0"] {
+            assert_eq!(clock(text.as_bytes(), 1), Clock::Other, "{text}");
+        }
+    }
+
+    #[test]
+    fn clocks_say_the_time_of_their_country() {
+        for (text, winter, shown) in [
+            ("260714120003S", 1, "2026-07-14T12:00:03+02:00"),
+            ("260714120003W", 1, "2026-07-14T12:00:03+01:00"),
+            ("260714120003S", 2, "2026-07-14T12:00:03+03:00"),
+            ("120517020000", 1, "2012-05-17T02:00:00+02:00"),
+            ("260214120000", 2, "2026-02-14T12:00:00+02:00"),
+            // COSEM: 2 hours either way, none.
+            ("07EA080B0208151900007880", 1, "2026-08-11T08:21:25+02:00"),
+            ("07ea080b02081519 00ff8880", 1, ""),
+            ("07EA080B020815190000788Z", 1, ""),
+            ("07EA080B020815190AFF8880", 1, "2026-08-11T08:21:25+02:00"),
+            ("07EA020B0208151900800000", 1, "2026-02-11T08:21:25+01:00"),
+        ] {
+            let shows = clock(text.as_bytes(), winter).time().map(|moment| moment.to_string());
+            assert_eq!(shows.unwrap_or_default(), shown, "{text}");
+        }
     }
 
     #[test]
@@ -145,6 +255,22 @@ mod tests {
         assert_eq!(identifier(b"2020"), None);
         assert_eq!(identifier(b""), None);
         assert_eq!(identifier(b"HEAT\xb3"), Some("HEAT\\xb3".into()));
+    }
+
+    #[test]
+    fn every_pair_of_digits_is_decoded() {
+        for high in 0..=u8::MAX {
+            for low in 0..=u8::MAX {
+                let byte = match (char::from(high).to_digit(16), char::from(low).to_digit(16)) {
+                    (Some(high), Some(low)) => {
+                        char::from_u32(high * 16 + low).filter(|char| (' '..='~').contains(char))
+                    }
+                    _ => None,
+                };
+                let decoded = printable_from_hex(&[b'4', b'1', high, low]);
+                assert_eq!(decoded, byte.map(|char| format!("A{char}")), "{high} {low}");
+            }
+        }
     }
 
     #[test]

@@ -430,7 +430,7 @@ mod tests {
             ("2026-07-13T07:00:00+02:00", 16 * 60, false),
         ] {
             let mut household = Household::new(5, at(from));
-            let tariff = ("tariff".into(), if low { "low".to_owned() } else { "normal".to_owned() });
+            let tariff = ("tariff".into(), if low { "low".into() } else { "normal".into() });
             assert!(decode(&household)[0].info.contains(&tariff), "{from}");
             let before = household.energy().map(|(_, _, value)| value);
             household.advance(later(at(from), minutes * 60));

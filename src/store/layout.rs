@@ -214,7 +214,7 @@ pub fn remark(report: &Report<String>) -> Option<String> {
         return None;
     }
     let wire = WireRemark {
-        info: info.iter().map(|(name, text)| (name.as_ref().into(), text.into())).collect(),
+        info: info.iter().map(|(name, text)| (name.as_ref().into(), text.as_ref().into())).collect(),
         events: events
             .iter()
             .map(|event| (event.event.as_ref().into(), event.end.map(|end| end.to_string()), event.duration_s))
@@ -228,7 +228,7 @@ pub fn remark(report: &Report<String>) -> Option<String> {
 pub fn set_remark(report: &mut Report<String>, text: &str) -> Result<(), LayoutError> {
     let error = || LayoutError::Remark(text.chars().take(64).collect());
     let wire: WireRemark<'static> = serde_json::from_str(text).map_err(|_| error())?;
-    report.info = wire.info.into_iter().map(|(name, text)| (name, text.into_owned())).collect();
+    report.info = wire.info.into_iter().map(|(name, text)| (name, Cow::Owned(text.into_owned()))).collect();
     report.unknown = wire
         .unknown
         .into_iter()
@@ -310,7 +310,7 @@ mod tests {
             unknown in prop::collection::vec(any::<(String, String)>(), 1..4),
         ) {
             let mut said = report(Vec::new());
-            said.info = info.into_iter().map(|(name, text)| (name.into(), text)).collect();
+            said.info = info.into_iter().map(|(name, text)| (name.into(), text.into())).collect();
             said.events = events
                 .into_iter()
                 .map(|(event, end, duration_s)| Event { event: event.into(), end, duration_s })

@@ -58,15 +58,16 @@ impl Comparison<'_> {
         }
         let tariffs = match decoded.dialect {
             Dialect::Belgium => ["normal", "low"],
-            _ => ["low", "normal"],
+            Dialect::Netherlands | Dialect::Luxembourg => ["low", "normal"],
+            _ => ["rate1", "rate2"],
         };
         for (tariff, registers) in tariffs.iter().zip(&state.meterreadings) {
             self.value(Some(main), &format!("import_{tariff}"), registers.to);
             self.value(Some(main), &format!("export_{tariff}"), registers.by);
         }
         let in_force = state.tariff_indicator.map(|[high, low]| match (high, low) {
-            (0, 1) => tariffs[0].to_owned(),
-            (0, 2) => tariffs[1].to_owned(),
+            (0, 1) if !tariffs[0].starts_with("rate") => tariffs[0].to_owned(),
+            (0, 2) if !tariffs[1].starts_with("rate") => tariffs[1].to_owned(),
             _ => format!("{high:02x}{low:02x}"),
         });
         assert_eq!(info(main, "tariff"), in_force.as_deref(), "{}: tariff in force", self.name);
@@ -129,7 +130,7 @@ fn own_time(report: &Report) -> Option<String> {
 }
 
 fn info<'a>(report: &'a Report, name: &str) -> Option<&'a str> {
-    report.info.iter().rfind(|(found, _)| found == name).map(|(_, text)| text.as_str())
+    report.info.iter().rfind(|(found, _)| found == name).map(|(_, text)| text.as_ref())
 }
 
 /// Compares all telegrams of these files that `dsmr5` accepts; returns how many telegrams and values.

@@ -4,12 +4,12 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs};
 
 use meterkast::{
-    p1::{LineEnds, Telegram, Writer},
+    p1::{LineEnds, Piece, Tail, Telegram, Writer, decode},
     payload,
     reading::Identity,
 };
 
-use crate::samples::{Sample, files, fixtures, read, root};
+use crate::samples::{Sample, corpus, files, fixtures, read, root};
 
 /// What `meterkast decode` prints of a file that comes in on a port named `p1`.
 fn decoded(sample: &Sample) -> String {
@@ -72,6 +72,37 @@ fn are_decoded_as_expected() {
         }
     }
     assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// Nothing is dropped in silence: without any one of its lines a telegram says something else.
+#[test]
+fn no_line_is_without_effect() {
+    // An empty text, a name of spaces, a log without entries; the time of a telegram without electricity,
+    // where its first slave meter has the same.
+    let saying_nothing = |line: &[u8]| {
+        [&b"()"[..], b"(20)", b"96.7.19)"].iter().any(|end| line.ends_with(end)) || line.starts_with(b"0-0:1.0.0(")
+    };
+    for sample in fixtures().into_iter().chain(corpus()) {
+        let mut telegrams = Vec::new();
+        read([&sample.bytes[..]], |outcome| {
+            telegrams.extend(outcome.ok().map(|(telegram, _)| telegram.bytes.to_vec()))
+        });
+        for bytes in telegrams {
+            let tail = Tail::Crc(meterkast::p1::crc::as_sent(&bytes));
+            let telegram = Telegram::check(Piece::Telegram { offset: 0, bytes: &bytes, tail }).unwrap();
+            let whole = decode(&telegram, None).reports;
+            let lines: Vec<Vec<u8>> = telegram.lines().map(|line| [line.code_text, line.text].concat()).collect();
+            for (left_out, line) in lines.iter().enumerate() {
+                let others = lines.iter().enumerate().filter(|(index, _)| *index != left_out).map(|(_, line)| line);
+                let identification = String::from_utf8_lossy(telegram.identification());
+                let less = others.fold(Writer::new(&identification), Writer::line).finish(true);
+                let mut reports = Vec::new();
+                read([&less[..]], |outcome| reports = outcome.unwrap().1.reports);
+                let shown = String::from_utf8_lossy(line);
+                assert!(reports != whole || saying_nothing(line), "{}: {shown} has no effect", sample.name);
+            }
+        }
+    }
 }
 
 #[test]

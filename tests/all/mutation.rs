@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use meterkast::{
     obis::Obis,
     p1::{Decoded, LineEnds, Reason, Rejected, Telegram},
-    reading::{Report, escape},
+    reading::{Reading, Report, escape},
 };
 
 use crate::samples::{Sample, corpus, fixtures, read};
@@ -79,8 +79,8 @@ fn restore(bytes: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// Every line of the telegram is in its reports exactly once: as a reading, as a text, as the time, name,
-/// kind or log of a meter, or as unknown.
+/// Every line of the telegram is in its reports exactly once: as a reading or several, as a text, as the
+/// time, name, kind or log of a meter, or as unknown.
 fn account(what: &dyn Fn() -> String, telegram: &Telegram<'_>, decoded: &Decoded) {
     let lines: Vec<_> = telegram.lines().collect();
     let place = |part: &[u8]| part.as_ptr().addr() - telegram.bytes.as_ptr().addr();
@@ -100,6 +100,7 @@ fn account(what: &dyn Fn() -> String, telegram: &Telegram<'_>, decoded: &Decoded
     }
     let mut understood = 0;
     let mut silent = 0;
+    let mut history = false;
     let mut once = HashSet::new();
     for line in &lines {
         let key = (escape(line.code_text), escape(line.text));
@@ -111,16 +112,42 @@ fn account(what: &dyn Fn() -> String, telegram: &Telegram<'_>, decoded: &Decoded
         let code = line.code.unwrap_or_else(|| panic!("{}: {key:?} is understood", what()));
         if let Some(role) = silent_role(code) {
             silent += 1;
-            // Nothing is lost with an empty log or a name of spaces.
+            // Nothing is lost with an empty log or a name of spaces; an unset clock stands among the texts.
             let brackets = key.1.matches('(').count();
-            let says_nothing = role == "log" && brackets < 3 || ["()", "(20)", "(2020)"].contains(&key.1.as_str());
-            assert!(says_nothing || once.insert((code.b, role)), "{}: {key:?} replaces an earlier line", what());
+            let unset = |report: &Report| report.info.iter().any(|(name, _)| name == "unset_clock");
+            let says_nothing = role == "log" && brackets < 3
+                || ["()", "(20)", "(2020)"].contains(&key.1.as_str())
+                || role == "time" && decoded.reports.iter().any(unset);
+            let of_one_rank = (code.b, role, if role == "name" { (code.a, code.c, code.e) } else { (0, 0, 0) });
+            assert!(says_nothing || once.insert(of_one_rank), "{}: {key:?} replaces an earlier line", what());
         }
+        // A history is a reading for each month, or a text; a snapshot one for each register.
+        history |= (code.c, code.d) == (98, 1) && code.e == 0;
     }
     assert!(unknown.values().all(|&count| count == 0), "{}: {unknown:?} was not sent", what());
-    let added = ["identification", "equipment", "channel", "device_type"];
+    // What stands beside a reading that is counted, and the names that are not the best of their meter.
+    let added = [
+        "identification",
+        "equipment",
+        "serial_number",
+        "logical_device",
+        "address",
+        "channel",
+        "device_type",
+        "unset_clock",
+        "reading_status",
+        "period_minutes",
+        "temperature_corrected",
+        "telegram_time",
+    ];
     let shown = |report: &Report| {
-        report.readings.len() + report.info.iter().filter(|(name, _)| !added.contains(&name.as_ref())).count()
+        let single = |reading: &&Reading| {
+            reading.qualifiers.storage == 0 && reading.register.as_str() != "current_limit_negative"
+        };
+        let stored = report.readings.iter().any(|reading| reading.qualifiers.storage > 0);
+        assert!(!stored || history, "{}: a stored value without a history", what());
+        let texts = report.info.iter().filter(|(name, _)| !added.contains(&name.as_ref())).count();
+        report.readings.iter().filter(single).count() + usize::from(stored) + texts
     };
     let shown: usize = decoded.reports.iter().map(shown).sum();
     assert_eq!(understood, shown + silent, "{}: a line is in no report, or in two", what());
@@ -130,7 +157,7 @@ fn account(what: &dyn Fn() -> String, telegram: &Telegram<'_>, decoded: &Decoded
 fn silent_role(code: Obis) -> Option<&'static str> {
     match (code.a, code.b, code.c, code.d, code.e) {
         (0, 0, 1, 0 | 1, 0) => Some("time"),
-        (0, 0, 96, 1, 1) => Some("name"),
+        (0, 0, 96, 1, 0 | 1 | 255) | (0, 0, 42, 0, 0) | (0 | 1, 0, 0, 0, 0) => Some("name"),
         (0, 1..=4, 96, 1, 0 | 1) => Some("name"),
         (0, 1..=4, 24, 1, 0) => Some("kind"),
         (1, 0, 99, 97, 0) => Some("log"),

@@ -267,7 +267,7 @@ async fn old_messages_go_counted_back_from_the_newest_of_their_meter() {
     let mut messages: Vec<Message> = (0..6000)
         .map(|seconds: i64| {
             let mut message = message(seconds.unsigned_abs() + 1, seconds, "1.000");
-            message.report.info = vec![("n".into(), seconds.to_string())];
+            message.report.info = vec![("n".into(), seconds.to_string().into())];
             message
         })
         .collect();
