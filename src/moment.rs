@@ -112,16 +112,17 @@ impl Civil {
     /// From twelve ASCII digits `YYMMDDhhmmss`, the year counted from 2000. None for anything else;
     /// whether the date exists shows when it becomes a [`Moment`].
     pub fn from_digits(digits: &[u8; 12]) -> Option<Self> {
-        let mut pairs = [0i8; 6];
-        for (pair, digits) in pairs.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let [tens, units] = digits.map(|digit| digit.wrapping_sub(b'0'));
-            if tens > 9 || units > 9 {
-                return None;
-            }
+        // Four pairs at once, each in an even byte of a word; the middle four digits are in both words.
+        let pairs = |eight: &[u8; 8]| {
+            const ONES: u64 = u64::from_le_bytes([1; 8]);
+            let values = u64::from_le_bytes(*eight) ^ ONES.wrapping_mul(0x30);
+            let others = (values.wrapping_add(ONES.wrapping_mul(0x76)) | values) & ONES.wrapping_mul(0x80);
             // At most 99.
-            *pair = tens.wrapping_mul(10).wrapping_add(units) as i8;
-        }
-        let [year, month, day, hour, minute, second] = pairs;
+            let pairs = values.wrapping_mul(10).wrapping_add(values >> 8).to_le_bytes().map(|pair| pair as i8);
+            (others == 0).then_some(pairs)
+        };
+        let [year, _, month, _, day, _, hour, _] = pairs(digits.first_chunk()?)?;
+        let [_, _, _, _, minute, _, second, _] = pairs(digits.last_chunk()?)?;
         Some(Self { year: i16::from(year).wrapping_add(2000), month, day, hour, minute, second })
     }
 

@@ -114,18 +114,18 @@ pub(super) fn from_hex(text: &[u8]) -> String {
 
 fn printable_from_hex(text: &[u8]) -> Option<String> {
     let (pairs, []) = text.as_chunks::<2>() else { return None };
-    let mut all_printable = true;
+    // What is no digit is 255, and sets bits of this; so does what is not printable.
+    let mut doubt = 0;
     let decoded = pairs
         .iter()
         .map(|&[high, low]| {
             let (high, low) = (hex_digit(high), hex_digit(low));
             let byte = high.wrapping_shl(4) | low;
-            // No digit is 255, which leaves no printable byte, whichever half it is.
-            all_printable &= high < 16 && matches!(byte, b' '..=b'~');
+            doubt |= (high | low) & 0xF0 | u8::from(byte.wrapping_sub(b' ') > b'~' - b' ');
             byte
         })
         .collect();
-    String::from_utf8(decoded).ok().filter(|_| all_printable)
+    String::from_utf8(decoded).ok().filter(|_| doubt == 0)
 }
 
 /// A text to be read by people: printable ASCII as it is, every other byte as `\xNN`. A backslash stays
@@ -186,7 +186,7 @@ pub(super) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
         }
         let item = || {
             let inside = rest.strip_prefix(b"(")?;
-            let (item, tail) = inside.split_at_checked(inside.iter().position(|&byte| byte == b')')?)?;
+            let (item, tail) = inside.split_at_checked(memchr::memchr(b')', inside)?)?;
             Some((item, tail.split_first()?.1))
         };
         match item() {
@@ -209,7 +209,7 @@ pub(super) fn inside(text: &[u8]) -> Option<&[u8]> {
 
 /// What stands in the only bracket of a line.
 pub(super) fn single(text: &[u8]) -> Option<&[u8]> {
-    inside(text).filter(|text| memchr::memchr2(b'(', b')', text).is_none())
+    inside(text).filter(|text| memchr::memchr(b')', text).is_none())
 }
 
 #[cfg(test)]
