@@ -1,7 +1,7 @@
 //! A port, read for as long as it gives bytes, and opened again when it comes back.
 //!
 //! Enters: a P1 port's bytes. Leaves: [`Gathered`] for the gateway: reports under their meters' names,
-//! what was rejected, and what became of the port. A report that says nothing new (a slave meter whose
+//! what was rejected, and what became of the port. Readings that are not believed are flagged. A report that says nothing new (a slave meter whose
 //! time has not changed) is left out.
 //!
 //! On a serial line that gives no valid telegram the other line settings are tried in turn.
@@ -14,7 +14,8 @@ use tokio::{io::AsyncReadExt, sync::mpsc, time::Instant};
 use crate::{
     config::Address,
     moment::Moment,
-    p1::{self, Dialect, Framer, LineEnds, Rejected, Telegram},
+    p1::{Dialect, Form, Key, LineEnds, Reader, Rejected, Transcript},
+    plausible::Judge,
     port::{self, Kind, LineSettings, Port, PortError},
     reading::{Clock, Report},
 };
@@ -49,6 +50,13 @@ pub enum What {
         /// Whether bytes came at all.
         bytes: bool,
     },
+    /// A file that was not the raw bytes of a port.
+    ReadAs {
+        /// What it was.
+        form: Form,
+        /// How many lines of a log were no part of a telegram.
+        left_out: u64,
+    },
     /// The port cannot be read; it is tried again.
     Lost(PortError),
     /// The input has ended: a file, a pipe.
@@ -73,6 +81,10 @@ pub struct Source {
     pub address: Address,
     /// Whose tables explain it; None: found from each telegram.
     pub dialect: Option<Dialect>,
+    /// What opens its encrypted telegrams.
+    pub key: Option<Key>,
+    /// What is known of its registers.
+    pub judge: Judge,
     /// The gateway's id, for meters that do not name themselves.
     pub gateway: Arc<str>,
     /// For files.
@@ -90,8 +102,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Reads a port until its input ends, or the receiver of `out` is gone. Cancel-safe at every byte: what
 /// was accepted has been sent.
 pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
-    let mut reader = Reader {
-        framer: Framer::new(),
+    let mut reader = Collector {
+        reader: Reader::new(source.dialect, source.key.clone()),
         said: HashMap::new(),
         last_time: None,
         settings: LineSettings::Fast,
@@ -158,10 +170,10 @@ enum Ended {
     Lost(PortError),
 }
 
-struct Reader {
+struct Collector {
     source: Source,
     out: mpsc::Sender<Gathered>,
-    framer: Framer,
+    reader: Reader,
     /// The last report of each meter.
     said: HashMap<String, Report<String>>,
     /// When the last telegram was made, for the pace.
@@ -175,7 +187,7 @@ struct Reader {
     silent: u32,
 }
 
-impl Reader {
+impl Collector {
     async fn send(&self, what: What) -> Result<(), ()> {
         self.out.send(Gathered { port: self.source.name.clone(), what }).await.map_err(|_| ())
     }
@@ -183,6 +195,8 @@ impl Reader {
     async fn read(&mut self, mut port: Port) -> Ended {
         let mut buffer = vec![0u8; 16 * 1024];
         let mut heard = Instant::now();
+        // Only files are written down in other forms.
+        let mut transcript = (port.kind == Kind::Finite).then(Transcript::new);
         loop {
             let silence = if self.proven { SETTINGS_PROVEN } else { SETTINGS_TRIAL };
             let bytes = port.bytes.read(&mut buffer);
@@ -198,7 +212,11 @@ impl Reader {
                 Ok(0) if port.kind == Kind::Finite => Some(Ended::Finite),
                 Ok(0) => Some(Ended::Lost(self.broken("the other end closed it"))),
                 Ok(count) => {
-                    self.framer.push(buffer.get(..count).unwrap_or_default());
+                    let read = buffer.get(..count).unwrap_or_default();
+                    match &mut transcript {
+                        Some(transcript) => self.reader.push(&transcript.push(read)),
+                        None => self.reader.push(read),
+                    }
                     self.bytes = true;
                     None
                 }
@@ -206,7 +224,18 @@ impl Reader {
                 Err(error) => Some(Ended::Lost(self.broken(&error.to_string()))),
             };
             if ended.is_some() {
-                self.framer.end();
+                if let Some(transcript) = &mut transcript {
+                    // What was read before the end.
+                    if self.drain().await.is_err() {
+                        return Ended::Gone;
+                    }
+                    self.reader.push(&transcript.end());
+                    let (form, left_out) = (transcript.form().unwrap_or(Form::Raw), transcript.left_out());
+                    if form != Form::Raw && self.send(What::ReadAs { form, left_out }).await.is_err() {
+                        return Ended::Gone;
+                    }
+                }
+                self.reader.end();
             }
             match self.drain().await {
                 Ok(true) => {
@@ -235,29 +264,21 @@ impl Reader {
     /// Sends on what the framer has. Returns whether a telegram was accepted.
     async fn drain(&mut self) -> Result<bool, ()> {
         let mut accepted = false;
-        let mut gathered = Vec::new();
-        // A piece borrows the framer's buffer, so all are done with before anything is awaited.
-        while let Some(piece) = self.framer.poll() {
-            match Telegram::check(piece) {
+        while let Some(piece) = self.reader.poll() {
+            match piece {
                 Ok(telegram) => {
                     accepted = true;
                     let restored = telegram.line_ends == LineEnds::Restored;
-                    let decoded = p1::decode(&telegram, self.source.dialect);
-                    gathered.push(Ok((decoded, restored)));
-                }
-                Err(rejected) => gathered.push(Err(rejected)),
-            }
-        }
-        for piece in gathered {
-            match piece {
-                Ok((decoded, restored)) => {
+                    let decoded = telegram.decoded;
                     self.keep_pace(decoded.reports.first().and_then(|report| report.measured_at)).await;
                     let received_at = Moment::utc(now());
                     let (gateway, name) = (self.source.gateway.clone(), self.source.name.clone());
                     let mut reports = Vec::with_capacity(decoded.reports.len());
                     for report in decoded.reports {
-                        let report = report.rename(|identity| identity.name(&gateway, &name));
+                        let mut report = report.rename(|identity| identity.name(&gateway, &name));
+                        // What is said again proves nothing.
                         if self.is_news(&report) {
+                            self.source.judge.judge(&mut report, received_at);
                             reports.push(report);
                         }
                     }

@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::p1::Dialect;
+use crate::{p1::Dialect, plausible::Connection};
 
 /// Everything a configuration says.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,6 +57,12 @@ pub struct P1 {
     /// Whose tables explain it; by default found from the telegram.
     #[serde(default, deserialize_with = "dialect")]
     pub dialect: Option<Dialect>,
+    /// File that holds the key of encrypted telegrams: 32 hexadecimal digits, and on a second line the
+    /// authentication key where the operator of the grid gives one.
+    pub key_file: Option<PathBuf>,
+    /// What the connection can carry: what is beyond is flagged as too fast.
+    #[serde(default, deserialize_with = "connection")]
+    pub limit: Connection,
 }
 
 /// `[mqtt]`: the broker.
@@ -388,6 +394,13 @@ fn dialect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dialect>
     }
 }
 
+fn connection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Connection, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Connection::from_text(&text).ok_or_else(|| {
+        de::Error::custom(format!("`{text}` is no connection: write phases and amperes, such as \"3x25A\""))
+    })
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).ok_or_else(|| {
@@ -593,7 +606,7 @@ mod tests {
     fn names_the_line_and_the_nearest_key() {
         assert_eq!(
             error("[[p1]]\nprot = \"/dev/ttyUSB0\"\n"),
-            "c.toml:2: unknown key `prot`: did you mean `port`? Known here: name, port, dialect"
+            "c.toml:2: unknown key `prot`: did you mean `port`? Known here: name, port, dialect, key-file, limit"
         );
         assert!(error("[gatway]\nid = \"x\"\n").starts_with("c.toml:1: unknown key `gatway`: did you mean `gateway`?"));
         assert!(error(&format!("{GOOD}[mqtt]\nulr = \"mqtt://h\"\n")).contains("did you mean `url`?"));

@@ -13,13 +13,17 @@ use tokio::{
 
 use crate::{
     collect::{self, Gathered, Pace, Source},
-    config::{BrokerUrl, Config},
+    config::{self, BrokerUrl, Config},
     journal::JournalError,
     mqtt::{
         broker::{self, BrokerError},
         gateway::{self, Gateway, Summary},
         link::{self, LinkError},
     },
+    p1::Key,
+    plausible::Judge,
+    port::{self, KeyError},
+    reading::Report,
     store,
 };
 
@@ -43,6 +47,9 @@ pub enum StartError {
     /// A file that `[mqtt]` names cannot be used.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// A `key-file` cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The journal cannot be opened.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -60,6 +67,10 @@ pub struct Daemon {
     store: Option<JoinHandle<()>>,
     stop_store: watch::Sender<bool>,
     ports: JoinSet<()>,
+    /// By port.
+    keys: Vec<Option<Key>>,
+    /// The last reports before this start.
+    recent: Vec<Report<String>>,
 }
 
 impl StartError {
@@ -75,8 +86,10 @@ impl Daemon {
     /// yet: see [`Daemon::read_ports`] and [`Daemon::input`].
     pub async fn start(config: &Config, manner: Manner) -> Result<Self, StartError> {
         link::check(&config.mqtt)?;
+        let key = |port: &config::P1| port.key_file.as_deref().map(port::read_key).transpose();
+        let keys = config.p1.iter().map(key).collect::<Result<_, _>>()?;
         let gateway_id = gateway_id(config).ok_or(StartError::NoId)?;
-        let gateway = if config.p1.is_empty() && manner.live {
+        let mut gateway = if config.p1.is_empty() && manner.live {
             None
         } else {
             Some(Gateway::open(gateway::Settings {
@@ -98,8 +111,32 @@ impl Daemon {
             tokio::spawn(store::run(settings, broker.clone(), stop))
         });
         let (input, gathered) = mpsc::channel(256);
+        let recent = gateway.as_mut().map(Gateway::recent).unwrap_or_default();
         let gateway = gateway.map(|gateway| tokio::spawn(gateway.run(gathered, broker.clone())));
-        Ok(Self { gateway_id, broker, input: Some(input), gateway, store, stop_store, ports: JoinSet::new() })
+        Ok(Self {
+            gateway_id,
+            broker,
+            input: Some(input),
+            gateway,
+            store,
+            stop_store,
+            ports: JoinSet::new(),
+            keys,
+            recent,
+        })
+    }
+
+    /// What is known of the registers behind a port: what was believed when the gateway stopped.
+    pub fn judge(&self, config: &Config, port: &config::P1) -> Judge {
+        let mut judge = Judge::new(port.limit);
+        for report in &self.recent {
+            judge.learn(report);
+            // Messages do not say which port they came from.
+            if config.p1.len() == 1 {
+                judge.learn_place(report);
+            }
+        }
+        judge
     }
 
     /// Where a port's bytes go: to the gateway.
@@ -109,12 +146,14 @@ impl Daemon {
 
     /// Reads the ports of `config`.
     pub fn read_ports(&mut self, config: &Config) {
-        for port in &config.p1 {
+        for (index, port) in config.p1.iter().enumerate() {
             let Some(input) = self.input() else { return };
             let source = Source {
                 name: port.name.as_str().into(),
                 address: port.port.clone(),
                 dialect: port.dialect,
+                key: self.keys.get(index).cloned().flatten(),
+                judge: self.judge(config, port),
                 gateway: self.gateway_id.clone(),
                 pace: Pace::Unbounded,
             };

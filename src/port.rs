@@ -15,7 +15,24 @@ use std::{
 use tokio::io::AsyncRead;
 use tokio_serial::{DataBits, Parity, SerialPortBuilderExt, SerialStream};
 
-use crate::config::Address;
+use crate::{config::Address, p1::Key};
+
+/// A key cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the key-file {}: {reason}", path.display())]
+pub struct KeyError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why, and what to do. Nothing of what it holds.
+    pub reason: String,
+}
+
+/// Reads the key of encrypted telegrams from a file, which may be a credential of systemd.
+pub fn read_key(path: &Path) -> Result<Key, KeyError> {
+    let failed = |reason| KeyError { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    Key::from_text(&text).map_err(|error| failed(error.to_string()))
+}
 
 /// How a serial line is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

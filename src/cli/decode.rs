@@ -8,8 +8,8 @@ use std::{
 
 use super::{Failure, Format, Outcome, Output, table};
 use crate::{
-    p1::{self, Framer, LineEnds, Telegram},
-    payload,
+    p1::{Form, Key, LineEnds, Reader, Transcript},
+    payload, port,
     reading::{Identity, Report, escape},
 };
 
@@ -20,15 +20,19 @@ const PORT: &str = "p1";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Captures of P1 telegrams, raw or as hex digits; `-` or none: standard input
+    /// Captures of P1 telegrams, raw, as hex digits, hex dump, base64 or a log; `-` or none: standard input
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// How to print them
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
+    /// The key of encrypted telegrams: 32 hexadecimal digits, on a second line the authentication key if any
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
 }
 
 pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
+    let key = arguments.key_file.as_deref().map(port::read_key).transpose().map_err(Failure::usage)?;
     let mut output = Output::new();
     let mut outcome = Outcome::Well;
     let stdin = [PathBuf::from("-")];
@@ -47,7 +51,7 @@ pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
             }
         };
         let name = file.display().to_string();
-        if decode_file(&name, input, arguments.format, &mut output)? == Outcome::Partly {
+        if decode_file(&name, input, key.clone(), arguments.format, &mut output)? == Outcome::Partly {
             outcome = Outcome::Partly;
         }
     }
@@ -55,10 +59,16 @@ pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
     Ok(outcome)
 }
 
-fn decode_file(name: &str, mut input: Box<dyn Read>, format: Format, output: &mut Output) -> Result<Outcome, Failure> {
-    let mut framer = Framer::new();
+fn decode_file(
+    name: &str,
+    mut input: Box<dyn Read>,
+    key: Option<Key>,
+    format: Format,
+    output: &mut Output,
+) -> Result<Outcome, Failure> {
+    let mut reader = Reader::new(None, key);
     let mut buffer = vec![0u8; 64 * 1024];
-    let mut hex: Option<Hex> = None;
+    let mut transcript = Transcript::new();
     let (mut telegrams, mut rejected, mut restored, mut bytes) = (0u64, 0u64, 0u64, 0u64);
     loop {
         let count = match input.read(&mut buffer) {
@@ -71,19 +81,18 @@ fn decode_file(name: &str, mut input: Box<dyn Read>, format: Format, output: &mu
         };
         let read = buffer.get(..count).unwrap_or_default();
         bytes = bytes.saturating_add(count as u64);
-        match hex.get_or_insert_with(|| Hex::new(read)) {
-            Hex::Raw => framer.push(read),
-            Hex::Digits(half) => framer.push(&digits_to_bytes(half, read)),
-        }
         if count == 0 {
-            framer.end();
+            reader.push(&transcript.end());
+            reader.end();
+        } else {
+            reader.push(&transcript.push(read));
         }
-        while let Some(piece) = framer.poll() {
-            match Telegram::check(piece) {
+        while let Some(piece) = reader.poll() {
+            match piece {
                 Ok(telegram) => {
                     telegrams = telegrams.saturating_add(1);
                     restored = restored.saturating_add(u64::from(telegram.line_ends == LineEnds::Restored));
-                    for report in p1::decode(&telegram, None).reports {
+                    for report in telegram.decoded.reports {
                         print(&report.rename(|identity: Identity| identity.name(GATEWAY, PORT)), format, output)?;
                     }
                 }
@@ -97,6 +106,9 @@ fn decode_file(name: &str, mut input: Box<dyn Read>, format: Format, output: &mu
             break;
         }
     }
+    if let Some(form) = transcript.form().filter(|form| *form != Form::Raw) {
+        eprintln!("{name}: read as {}{}", form.name(), left_out(transcript.left_out()));
+    }
     if restored > 0 {
         eprintln!("{name}: {restored} telegrams came without carriage returns; their CRC fits once these are restored");
     }
@@ -107,30 +119,13 @@ fn decode_file(name: &str, mut input: Box<dyn Read>, format: Format, output: &mu
     Ok(if telegrams > 0 && rejected == 0 { Outcome::Well } else { Outcome::Partly })
 }
 
-/// Whether a file is a hex dump, and the digit that waits for its second half.
-enum Hex {
-    Raw,
-    Digits(Option<u8>),
-}
-
-impl Hex {
-    /// By the first bytes: nothing but hex digits and white space. A telegram has a `/`.
-    fn new(first: &[u8]) -> Self {
-        let digits = first.iter().all(|byte| byte.is_ascii_hexdigit() || byte.is_ascii_whitespace());
-        if digits && !first.is_empty() { Self::Digits(None) } else { Self::Raw }
+/// What a log held besides.
+pub(super) fn left_out(lines: u64) -> String {
+    match lines {
+        0 => String::new(),
+        1 => "; 1 line is no part of a telegram".to_owned(),
+        _ => format!("; {lines} lines are no part of a telegram"),
     }
-}
-
-fn digits_to_bytes(half: &mut Option<u8>, digits: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(digits.len() / 2);
-    for &byte in digits {
-        let Some(digit) = char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()) else { continue };
-        match half.take() {
-            Some(high) => bytes.push(high << 4 | digit),
-            None => *half = Some(digit),
-        }
-    }
-    bytes
 }
 
 fn print(report: &Report<String>, format: Format, output: &mut Output) -> Result<(), Failure> {

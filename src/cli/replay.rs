@@ -10,7 +10,9 @@ use crate::{
     collect::{self, Gathered, Pace, Source, What},
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
-    p1::Dialect,
+    p1::{Dialect, Key},
+    plausible::{Connection, Judge},
+    port::read_key,
 };
 
 /// How long nothing may be confirmed before the store is given up.
@@ -30,6 +32,9 @@ pub(super) struct Arguments {
     /// Keep the database in this directory
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data: Option<PathBuf>,
+    /// The key of encrypted telegrams, as in `decode`
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// As a live gateway would: publish telegrams live, and state, interval, status and health
     #[arg(long)]
     live: bool,
@@ -69,9 +74,13 @@ async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
     config.journal.path = journal.path.join("journal");
     let store = config.stores().join(", ");
     let manner = Manner { live: arguments.live, drain: Some(PATIENCE), share_broker: true };
-    let (name, dialect) = match config.p1.first() {
-        Some(port) => (port.name.as_str().to_owned(), port.dialect),
-        None => ("p1".to_owned(), None),
+    let port = config.p1.first();
+    let key_file = arguments.key_file.as_deref().or(port.and_then(|port| port.key_file.as_deref()));
+    let like = Like {
+        name: port.map_or("p1", |port| port.name.as_str()).to_owned(),
+        dialect: port.and_then(|port| port.dialect),
+        key: key_file.map(read_key).transpose().map_err(Failure::usage)?,
+        limit: port.map(|port| port.limit).unwrap_or_default(),
     };
     if manner.live && config.p1.is_empty() {
         return Err(Failure::usage("--live needs a [[p1]] in the configuration: the gateway that it speaks for"));
@@ -82,7 +91,7 @@ async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
     {
         eprintln!("broker: {broker}");
     }
-    let counts = feed(&arguments, &daemon, &name, dialect).await;
+    let counts = feed(&arguments, &daemon, &like).await;
     let summary = daemon.stop().await;
     let acknowledged = summary.acknowledged;
     let mut output = Output::new();
@@ -123,6 +132,14 @@ fn own_config(folder: &Folder) -> Config {
     config
 }
 
+/// The port that a capture is taken for: the first of the configuration.
+struct Like {
+    name: String,
+    dialect: Option<Dialect>,
+    key: Option<Key>,
+    limit: Connection,
+}
+
 #[derive(Default)]
 struct Counts {
     telegrams: u64,
@@ -132,7 +149,7 @@ struct Counts {
 }
 
 /// Reads the files one after another into the daemon, naming what is rejected.
-async fn feed(arguments: &Arguments, daemon: &Daemon, name: &str, dialect: Option<Dialect>) -> Counts {
+async fn feed(arguments: &Arguments, daemon: &Daemon, like: &Like) -> Counts {
     let mut counts = Counts::default();
     let Some(input) = daemon.input() else { return counts };
     let progress = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
@@ -145,9 +162,11 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, name: &str, dialect: Optio
             continue;
         }
         let source = Source {
-            name: name.into(),
+            name: like.name.as_str().into(),
             address: if stdin { Address::Stdin } else { Address::Path(file.clone()) },
-            dialect,
+            dialect: like.dialect,
+            key: like.key.clone(),
+            judge: Judge::new(like.limit),
             gateway: daemon.gateway_id.clone(),
             pace: arguments.speed,
         };
@@ -170,6 +189,10 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, name: &str, dialect: Optio
                     counts.failed = counts.failed.saturating_add(1);
                     // A capture does not come back.
                     break;
+                }
+                What::ReadAs { form, left_out } => {
+                    let left_out = super::decode::left_out(*left_out);
+                    progress.suspend(|| eprintln!("{shown}: read as {}{left_out}", form.name()));
                 }
                 What::Opened(_) | What::Silent { .. } | What::Ended => {}
             }

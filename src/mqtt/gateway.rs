@@ -28,7 +28,7 @@ use crate::{
     collect::{Gathered, What},
     config::{self, BrokerUrl},
     delivery::{Ack, Epoch, Limits, Next, Outbox, Tally, topic},
-    journal::{Journal, JournalError},
+    journal::{Held, Journal, JournalError},
     moment::Moment,
     payload::{self, Envelope},
     reading::{Report, escape},
@@ -89,6 +89,8 @@ pub struct Gateway {
     epoch: Epoch,
     journal: Journal,
     outbox: Outbox,
+    /// What the journal holds of the run before this one.
+    last_run: Option<Held>,
     began: Instant,
     link: Option<Link>,
     connected: bool,
@@ -150,6 +152,7 @@ impl Gateway {
             epoch,
             journal,
             outbox,
+            last_run: held.last().copied(),
             began: Instant::now(),
             link: None,
             connected: false,
@@ -168,6 +171,20 @@ impl Gateway {
             unconfirmed_said: false,
             settings,
         })
+    }
+
+    /// The reports of the last messages before this start, in the order in which they were sent.
+    pub fn recent(&mut self) -> Vec<Report<String>> {
+        /// Two hours at 1 Hz: the last reading of a meter that is read every hour is among them.
+        const RECENT: u64 = 8_000;
+        let Some(run) = self.last_run else { return Vec::new() };
+        let first = run.first.max(run.last.saturating_sub(RECENT));
+        let read = |seq| {
+            let record = self.journal.read(run.epoch, seq).ok().flatten()?;
+            let message = payload::message(&self.envelope(run.epoch, seq, record.prev), &record.body);
+            Some(payload::Message::from_json(message.as_bytes()).ok()?.report)
+        };
+        (first..=run.last).filter_map(read).collect()
     }
 
     /// Runs until `input` closes. `broker` says where the broker is as soon as that is known.
@@ -274,6 +291,7 @@ impl Gateway {
                 What::Lost(error) => self.port(&port, error.to_string()),
                 What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
                 What::Silent { bytes: true } => self.port(&port, NO_TELEGRAM.to_owned()),
+                What::ReadAs { .. } => {}
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
         }

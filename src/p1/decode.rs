@@ -523,7 +523,8 @@ const GJ_PER_KWH: Decimal = Decimal::per_ten_thousand(36);
 /// A slave's counter as a reading; thermal energy becomes GJ, whatever the meter counts in.
 fn counter_reading(medium: Medium, counter: &Counter<'_>) -> Option<Reading> {
     let (mut unit, exponent) = match counter.unit {
-        b"" if counter.value.scale() > 0 => (dialect::unit_of(medium)?, 0),
+        // Without a unit and without a time it was never read.
+        b"" if counter.value.scale() > 0 && counter.time.is_some() => (dialect::unit_of(medium)?, 0),
         spelling => dialect::unit(spelling)?,
     };
     let mut value = counter.value.shift(exponent)?;

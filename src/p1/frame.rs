@@ -1,16 +1,18 @@
 //! Bytes to pieces: where a telegram begins and ends.
 //!
 //! Enters: bytes, split anywhere, from the middle of a telegram, with junk between. Leaves, in order:
-//! telegrams from `/` to the CRC digits behind `!`, and the places of everything else that is not just
-//! white space. The result does not depend on how the bytes were split.
+//! telegrams from `/` to the CRC digits behind `!`, sealed frames (encrypted telegrams), and the places of
+//! everything else that is not just white space. The result does not depend on how the bytes were split.
 //!
 //! A telegram begins at a `/`, and ends at a `!` at the beginning of a line. Inside a telegram a new
 //! one begins at a `/` at the beginning of a line, or at something that can only be a header (`/`,
-//! three letters, a digit) where bytes were lost. Source: IEC 62056-21 mode D; DSMR P1 5.0.2, 6.2.
+//! three letters, a digit) where bytes were lost. A sealed frame begins with a header that is checked as far
+//! as it can be, and is as long as it says; where the same sender's next header stands within it, bytes were
+//! lost. Source: IEC 62056-21 mode D; DSMR P1 5.0.2, 6.2; for sealed frames see [`cipher`].
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr2, memchr3, memmem};
 
-use super::Reason;
+use super::{Reason, cipher};
 
 /// Longest telegram. The largest valid one seen has 2,523 bytes; a text message alone may have 2,048.
 pub const MAX_TELEGRAM: usize = 8192;
@@ -26,6 +28,13 @@ pub enum Piece<'a> {
         bytes: &'a [u8],
         /// What stands behind the `!`.
         tail: Tail,
+    },
+    /// Looks like an encrypted telegram.
+    Sealed {
+        /// Where it begins, in bytes since the stream began.
+        offset: u64,
+        /// From `DB` through the tag.
+        bytes: &'a [u8],
     },
     /// Is none.
     Rejected {
@@ -49,21 +58,32 @@ pub enum Tail {
     Garbled,
 }
 
-/// Cuts a stream of bytes into [`Piece`]s. Holds at most [`MAX_TELEGRAM`] bytes besides what the last
+/// Cuts a stream of bytes into [`Piece`]s. Holds at most [`MAX_TELEGRAM`] bytes and 30 besides what the last
 /// [`push`](Framer::push) brought.
 #[derive(Debug, Default)]
 pub struct Framer {
     buffer: Vec<u8>,
-    /// Where in `buffer` the unconsumed bytes begin; a telegram's `/` if `inside`.
+    /// Where in `buffer` the unconsumed bytes begin; a telegram's `/` or a sealed frame's `DB` if inside of one.
     head: usize,
     /// What is before here in `buffer` has been looked at.
     scanned: usize,
     /// How many bytes of the stream came before `buffer`.
     base: u64,
-    inside: bool,
+    inside: Inside,
     /// Start and end, in the stream, of the bytes outside a telegram that are not white space.
     junk: Option<(u64, u64)>,
     ended: bool,
+}
+
+/// What the unconsumed bytes begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Inside {
+    /// Nothing that is known.
+    #[default]
+    Nothing,
+    Telegram,
+    /// A sealed frame of this length.
+    Sealed(usize),
 }
 
 impl Framer {
@@ -90,16 +110,23 @@ impl Framer {
 
     /// The next piece, or None when more bytes are needed.
     pub fn poll(&mut self) -> Option<Piece<'_>> {
-        if !self.inside {
-            if let Some((offset, length)) = self.skip_junk() {
-                return Some(Piece::Rejected { offset, length, reason: Reason::Fragment });
-            }
-            if !self.inside {
-                return None;
-            }
+        if self.inside == Inside::Nothing
+            && let Some((offset, length)) = self.skip_junk()
+        {
+            return Some(Piece::Rejected { offset, length, reason: Reason::Fragment });
         }
         let (start, offset) = (self.head, self.offset_of(self.head));
-        match self.find_end()? {
+        let found = match self.inside {
+            Inside::Nothing => return None,
+            Inside::Telegram => self.find_end()?,
+            Inside::Sealed(length) => self.whole_frame(length)?,
+        };
+        match found {
+            Found::Sealed { length } => {
+                self.leave(length);
+                let bytes = self.buffer.get(start..self.head).unwrap_or_default();
+                Some(Piece::Sealed { offset, bytes })
+            }
             Found::End { bang, tail, length } => {
                 self.leave(length);
                 let bytes = self.buffer.get(start..=bang).unwrap_or_default();
@@ -107,8 +134,10 @@ impl Framer {
             }
             Found::Broken { length, reason, restart } => {
                 self.leave(length);
-                self.inside = restart;
-                self.scanned = self.head.saturating_add(usize::from(restart));
+                if restart {
+                    self.inside = Inside::Telegram;
+                    self.scanned = self.head.saturating_add(1);
+                }
                 Some(Piece::Rejected { offset, length: length as u64, reason })
             }
         }
@@ -121,15 +150,15 @@ impl Framer {
     fn leave(&mut self, length: usize) {
         self.head = self.head.saturating_add(length);
         self.scanned = self.head;
-        self.inside = false;
+        self.inside = Inside::Nothing;
     }
 
-    /// Outside a telegram: drops bytes up to the next `/`. Returns a stretch of junk that is complete:
+    /// Outside a telegram: drops bytes up to the next `/` or sealed frame. Returns a stretch of junk that is complete:
     /// before a header, at the end, or as long as a telegram may be.
     fn skip_junk(&mut self) -> Option<(u64, u64)> {
         let rest = self.buffer.get(self.head..).unwrap_or_default();
-        let next = memchr(b'/', rest);
-        let mut skipped = rest.get(..next.unwrap_or(rest.len())).unwrap_or_default();
+        let (next, begins) = self.next_begin(rest);
+        let mut skipped = rest.get(..next).unwrap_or_default();
         let start = self.offset_of(self.head);
         let mut full = None;
         // Reported at fixed lengths, so that neither the split nor endless junk matters.
@@ -154,12 +183,66 @@ impl Framer {
         if full.is_some() {
             return self.take_junk();
         }
-        if next.is_some() {
-            self.inside = true;
+        if begins != Inside::Nothing {
+            self.inside = begins;
             self.scanned = self.head.saturating_add(1);
             return self.take_junk();
         }
         if self.ended { self.take_junk() } else { None }
+    }
+
+    /// Where in `rest`, which ends the buffer, something begins, and what; or how far nothing does.
+    fn next_begin(&self, rest: &[u8]) -> (usize, Inside) {
+        let mut from = 0usize;
+        while let Some(at) = memchr2(b'/', 0xDB, rest.get(from..).unwrap_or_default()) {
+            let at = from.saturating_add(at);
+            if rest.get(at) == Some(&b'/') {
+                return (at, Inside::Telegram);
+            }
+            match self.sealed_length(rest.get(at..).unwrap_or_default()) {
+                Some(Some(length)) => return (at, Inside::Sealed(length)),
+                Some(None) => from = at.saturating_add(1),
+                None => return (at, Inside::Nothing),
+            }
+        }
+        (rest.len(), Inside::Nothing)
+    }
+
+    /// The length of the sealed frame that begins with `begin`, which ends the buffer and has a `DB` in front;
+    /// `Some(None)` where none does. None when more bytes are needed.
+    fn sealed_length(&self, begin: &[u8]) -> Option<Option<usize>> {
+        // Text may hold a `DB`, but hardly an 08 behind it: most need not wait.
+        if begin.get(1).is_some_and(|&byte| byte != 8) {
+            return Some(None);
+        }
+        match begin.first_chunk() {
+            Some(begin) => Some(cipher::frame_length(begin)),
+            None => self.ended.then_some(None),
+        }
+    }
+
+    /// Inside a sealed frame of this length: the whole, or the place where its sender began anew.
+    fn whole_frame(&self, length: usize) -> Option<Found> {
+        let rest = self.buffer.get(self.head..).unwrap_or_default();
+        let whole = rest.get(..length);
+        if whole.is_none() && !self.ended {
+            return None;
+        }
+        let frame = whole.unwrap_or(rest);
+        // `DB 08` and the title of the meter.
+        let sender = frame.get(..10).unwrap_or_default();
+        let anew =
+            memmem::find(frame.get(1..).unwrap_or_default(), sender).map(|at| at.saturating_add(1)).or_else(|| {
+                // Or a part of it at the end. Less than three bytes would be there by chance too often.
+                let part =
+                    (3..sender.len()).rev().find(|&part| frame.ends_with(sender.get(..part).unwrap_or_default()))?;
+                Some(frame.len().saturating_sub(part))
+            });
+        match anew {
+            Some(length) => Some(Found::Broken { length, reason: Reason::Truncated, restart: false }),
+            None if whole.is_some() => Some(Found::Sealed { length }),
+            None => Some(Found::Broken { length: rest.len(), reason: Reason::Truncated, restart: false }),
+        }
     }
 
     fn take_junk(&mut self) -> Option<(u64, u64)> {
@@ -171,8 +254,9 @@ impl Framer {
         let limit = self.head.saturating_add(MAX_TELEGRAM);
         loop {
             let from = self.scanned.min(self.buffer.len());
-            let hit = memchr2(b'!', b'/', self.buffer.get(from..limit.min(self.buffer.len())).unwrap_or_default())
-                .map(|at| from.saturating_add(at));
+            let hit =
+                memchr3(b'!', b'/', 0xDB, self.buffer.get(from..limit.min(self.buffer.len())).unwrap_or_default())
+                    .map(|at| from.saturating_add(at));
             let Some(hit) = hit else {
                 self.scanned = self.buffer.len();
                 if self.buffer.len() >= limit {
@@ -185,15 +269,21 @@ impl Framer {
             self.scanned = hit;
             let line_start = matches!(self.buffer.get(hit.saturating_sub(1)), Some(b'\n' | b'\r'));
             let after = self.buffer.get(hit.saturating_add(1)..).unwrap_or_default();
-            if self.buffer.get(hit) == Some(&b'!') {
-                if line_start {
+            let broken = |restart| {
+                let length = hit.saturating_sub(self.head);
+                Some(Found::Broken { length, reason: Reason::Truncated, restart })
+            };
+            match self.buffer.get(hit) {
+                Some(b'!') if line_start => {
                     let (tail, digits) = self.tail(after)?;
                     let length = hit.saturating_sub(self.head).saturating_add(1).saturating_add(digits);
                     return Some(Found::End { bang: hit, tail, length });
                 }
-            } else if line_start || self.header_follows(after)? {
-                let length = hit.saturating_sub(self.head);
-                return Some(Found::Broken { length, reason: Reason::Truncated, restart: true });
+                Some(b'/') if line_start || self.header_follows(after)? => return broken(true),
+                Some(0xDB) if self.sealed_length(self.buffer.get(hit..).unwrap_or_default())?.is_some() => {
+                    return broken(false);
+                }
+                _ => {}
             }
             self.scanned = hit.saturating_add(1);
         }
@@ -234,6 +324,7 @@ impl Framer {
 
 enum Found {
     End { bang: usize, tail: Tail, length: usize },
+    Sealed { length: usize },
     Broken { length: usize, reason: Reason, restart: bool },
 }
 
@@ -256,6 +347,7 @@ mod tests {
                     Piece::Telegram { offset, bytes, tail } => {
                         format!("{offset} {} {tail:?}", String::from_utf8_lossy(bytes).escape_debug())
                     }
+                    Piece::Sealed { offset, bytes } => format!("{offset}+{} sealed", bytes.len()),
                     Piece::Rejected { offset, length, reason } => format!("{offset}+{length} {}", reason.kind()),
                 });
             }
@@ -287,6 +379,32 @@ mod tests {
         check(b"/A\n1-0", &["0+6 truncated"]);
         check(b"/A\n!F", &[r"0 /A\n! Crc(15)"]);
         check(b"/A\n!ABCD/B\n!", &[r"0 /A\n! Crc(43981)", r"8 /B\n! Nothing"]);
+    }
+
+    /// A sealed frame of 40 bytes in which everything that means something elsewhere stands.
+    fn sealed() -> Vec<u8> {
+        let mut frame = b"\xDB\x08MKA\x01\x02\x03\x04\x05\x82\x00\x1B\x30\x00\x00\x00\x07".to_vec();
+        frame.extend(b"/\n/A\n!12\xDB\n\xDB\x08/ABC1!0\n!\n");
+        frame.resize(40, b'!');
+        frame
+    }
+
+    #[test]
+    fn sealed_frames_are_cut_out() {
+        let frame = sealed();
+        check(&[&frame[..], &frame].concat(), &["0+40 sealed", "40+40 sealed"]);
+        // In the middle of one, of a telegram, and between telegrams.
+        check(&[&frame[36..], &frame].concat(), &["0+3 fragment", "4+40 sealed"]);
+        check(&[&frame[30..], &frame].concat(), &[r"0 /ABC1!0\n! Nothing", "10+40 sealed"]);
+        check(&[b"/A\n\xDB 1", &frame[..]].concat(), &["0+6 truncated", "6+40 sealed"]);
+        check(&[&frame[..], b"\n/A\n!\n", &frame].concat(), &["0+40 sealed", r"41 /A\n! Nothing", "46+40 sealed"]);
+        // Bytes were lost.
+        for kept in [20, 30, 31, 33, 37] {
+            let truncated = format!("0+{kept} truncated");
+            check(&[&frame[..kept], &frame].concat(), &[&truncated, &format!("{kept}+40 sealed")]);
+        }
+        check(&frame[..39], &["0+39 truncated"]);
+        check(&frame[..13], &["0+13 fragment"]);
     }
 
     #[test]

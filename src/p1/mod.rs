@@ -14,23 +14,28 @@
 //! assert_eq!(decoded.reports[0].readings[0].value.to_string(), "123.456");
 //! ```
 //!
-//! Not supported yet: encrypted telegrams, binary (DLMS) push frames, and most national variants; see
-//! [`dialect`].
+//! Not supported: binary (DLMS) push frames, unless an ordinary telegram is encrypted in them.
 
 #![deny(clippy::arithmetic_side_effects)]
 
+mod cipher;
 pub mod crc;
 mod decode;
 pub mod dialect;
 mod frame;
+mod reader;
 pub mod table;
 mod telegram;
 mod text;
+mod transcript;
 
+pub use cipher::{Key, NotAKey};
 pub use decode::{Decoded, decode};
 pub use dialect::Dialect;
 pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail};
+pub use reader::{Accepted, Reader};
 pub use telegram::{Line, LineEnds, Lines, Telegram, Writer};
+pub use transcript::{Form, Transcript};
 
 /// A piece of the input that is no valid telegram.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,9 +75,44 @@ pub enum Reason {
     /// Neither a CRC nor a single line with an OBIS code.
     #[error("empty: neither a CRC nor any line of a meter")]
     Empty,
+    /// The CRC does not fit, but another one does.
+    #[error("another CRC: the telegram says {said:04X}, {}", other_crc(*fits))]
+    OtherCrc {
+        /// Behind the `!`.
+        said: u16,
+        /// The name of the one that fits; None where one telegram after the other is whole by its form, and
+        /// none of their CRCs fits.
+        fits: Option<&'static str>,
+    },
+    /// The telegram is encrypted, and there is no key.
+    #[error("encrypted: the operator of the grid gives the key; put it into a file and name that as `key-file`")]
+    Encrypted,
+    /// What the key gives is no telegram.
+    #[error("wrong key: what it gives is no telegram")]
+    WrongKey,
+    /// The key gives a telegram, but its seal does not fit.
+    #[error("seal broken: the key fits, but the telegram was damaged on its way, or the authentication key is another")]
+    SealBroken,
+    /// An encrypted telegram that was sent before.
+    #[error("replayed: the frame counter is {counter}, and {last} was there already")]
+    Replayed {
+        /// Its frame counter.
+        counter: u32,
+        /// The highest so far.
+        last: u32,
+    },
     /// No CRC, although meters of the version that the telegram names send one.
     #[error("CRC missing: a telegram of this version must have one")]
     CrcMissing,
+}
+
+fn other_crc(fits: Option<&'static str>) -> String {
+    match fits {
+        Some(name) => format!("which is its {name} and not the CRC-16/ARC of the P1 standards"),
+        None => "and though telegrams come whole, none of their CRCs is a CRC-16/ARC: not noise, but a meter that \
+                 computes it in another way; tell us its model"
+            .to_owned(),
+    }
 }
 
 impl Reason {
@@ -83,6 +123,11 @@ impl Reason {
             Self::Truncated => "truncated",
             Self::TooLong => "too-long",
             Self::CrcMismatch { .. } | Self::CrcGarbled => "crc-mismatch",
+            Self::OtherCrc { .. } => "other-crc",
+            Self::Encrypted => "encrypted",
+            Self::WrongKey => "wrong-key",
+            Self::SealBroken => "seal-broken",
+            Self::Replayed { .. } => "replayed",
             Self::CrcMissing => "crc-missing",
             Self::Empty => "empty",
         }

@@ -62,6 +62,9 @@ impl<'a> Telegram<'a> {
     pub fn check(piece: Piece<'a>) -> Result<Self, Rejected> {
         let (offset, bytes, tail) = match piece {
             Piece::Telegram { offset, bytes, tail } => (offset, bytes, tail),
+            Piece::Sealed { offset, bytes } => {
+                return Err(Rejected { offset, length: bytes.len() as u64, reason: Reason::Encrypted });
+            }
             Piece::Rejected { offset, length, reason } => return Err(Rejected { offset, length, reason }),
         };
         let rejected = |reason| Err(Rejected { offset, length: bytes.len() as u64, reason });
@@ -76,7 +79,10 @@ impl<'a> Telegram<'a> {
                 if memchr::memchr(b'\r', bytes).is_none() && said == crc::with_crlf(bytes) {
                     return Ok(Self { crc: Some(said), line_ends: LineEnds::Restored, ..telegram });
                 }
-                rejected(Reason::CrcMismatch { said, computed })
+                rejected(match crc::other(bytes, said) {
+                    Some(fits) => Reason::OtherCrc { said, fits: Some(fits) },
+                    None => Reason::CrcMismatch { said, computed },
+                })
             }
             Tail::Garbled => rejected(Reason::CrcGarbled),
             Tail::Nothing => {
@@ -183,6 +189,13 @@ impl<'a> Iterator for Lines<'a> {
     fn next(&mut self) -> Option<Line<'a>> {
         self.line(table::find(self.rest))
     }
+}
+
+/// Whether every line of a telegram has a code, and brackets that are closed: noise is unlikely to leave that.
+pub(super) fn is_clean(bytes: &[u8]) -> bool {
+    let telegram = Telegram { offset: 0, bytes, crc: None, line_ends: LineEnds::AsSent };
+    let mut lines = telegram.lines().peekable();
+    lines.peek().is_some() && lines.all(|line| line.code.is_some() && line.text.ends_with(b")"))
 }
 
 /// Splits off a line, without its line feed.

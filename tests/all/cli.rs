@@ -10,7 +10,10 @@ use std::{
 use meterkast::p1::Writer;
 use serde_json::Value;
 
-use crate::parts::{Folder, Meter, Meterkast, meterkast};
+use crate::{
+    parts::{Folder, Meter, Meterkast, meterkast},
+    samples::root,
+};
 
 fn fixture(name: &str) -> String {
     format!("{}/fixtures/p1/{name}.txt", env!("CARGO_MANIFEST_DIR"))
@@ -66,16 +69,53 @@ fn decode_reads_standard_input_and_hex() {
         .chunks(16)
         .map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>() + "\n")
         .collect();
-    for (arguments, input) in
-        [(&["decode"][..], &bytes[..]), (&["decode", "-"], &bytes), (&["decode", "-"], hex.as_bytes())]
-    {
+    let log: String = String::from_utf8(bytes.clone())
+        .unwrap()
+        .lines()
+        .map(|line| format!("[20:00:01.234] {line}\n[20:00:01.240] another line\n"))
+        .collect();
+    for (arguments, input, said) in [
+        (&["decode"][..], &bytes[..], ""),
+        (&["decode", "-"], &bytes, ""),
+        (&["decode", "-"], hex.as_bytes(), "-: read as hex digits\n"),
+        (&["decode", "-"], log.as_bytes(), "-: read as a log; 39 lines are no part of a telegram\n-: 1 telegrams came"),
+    ] {
         let ended = meterkast(arguments, input);
-        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        assert_eq!(ended.code, Some(0), "{arguments:?}");
+        assert!(ended.stderr.starts_with(said) && said.is_empty() == ended.stderr.is_empty(), "{}", ended.stderr);
         assert_eq!(ended.stdout, expected(name), "{arguments:?}");
     }
     let folder = Folder::new();
     let file = folder.file("upper.hex", hex.to_uppercase());
     assert_eq!(meterkast(&["decode", file.to_str().unwrap()], b"").stdout, expected(name));
+}
+
+#[test]
+fn sealed_telegrams_need_their_key() {
+    let sealed = root().join("fixtures/sealed");
+    let (file, key) = (sealed.join("luxembourg.bin"), sealed.join("luxembourg.key"));
+    let (file, key) = (file.to_str().unwrap(), key.to_str().unwrap());
+    let folder = Folder::new();
+    let other = folder.file("other.key", "000102030405060708090a0b0c0d0e0f");
+    let none = folder.file("no.key", "4D6B41737430");
+    let ended = meterkast(&["decode", "--key-file", key, file], b"");
+    assert_eq!((ended.code, ended.stdout), (Some(0), expected("luxembourg").repeat(2)));
+    for (key, code, said) in [
+        (None, 1, ":0: encrypted: the operator of the grid gives the key"),
+        (other.to_str(), 1, ":0: wrong key"),
+        (none.to_str(), 2, "no.key: no key: write 32 hexadecimal digits"),
+        (Some("/nowhere/key"), 2, "the key-file /nowhere/key: No such file"),
+    ] {
+        let arguments: Vec<&str> = ["decode", file].into_iter().chain(key.map(|_| "--key-file")).chain(key).collect();
+        let ended = meterkast(&arguments, b"");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains(said) && !ended.stderr.contains("4D6B"), "{}", ended.stderr);
+    }
+    // Played back: the second time the counters are not new.
+    let twice = folder.file("twice", [fs::read(file).unwrap(), fs::read(file).unwrap()].concat());
+    let ended = meterkast(&["decode", "--key-file", key, twice.to_str().unwrap()], b"");
+    assert_eq!((ended.code, ended.stdout.lines().count()), (Some(1), expected("luxembourg").lines().count() * 2));
+    assert!(ended.stderr.contains("replayed: the frame counter is 416, and 417 was there already"), "{}", ended.stderr);
 }
 
 #[test]
