@@ -17,11 +17,19 @@ pub mod delivery;
 pub mod payload;
 pub mod simulate;
 // --- edges ---
+#[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod port;
+#[cfg(feature = "daemon")]
 pub mod collect;
+#[cfg(feature = "daemon")]
 pub mod journal;
+#[cfg(feature = "daemon")]
 pub mod mqtt;
+#[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
 pub mod cli;
