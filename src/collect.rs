@@ -196,6 +196,7 @@ impl Collector {
         let mut buffer = vec![0u8; 16 * 1024];
         let mut heard = Instant::now();
         // Only files are written down in other forms.
+        self.source.judge.set_live(port.kind != Kind::Finite);
         let mut transcript = (port.kind == Kind::Finite).then(Transcript::new);
         loop {
             let silence = if self.proven { SETTINGS_PROVEN } else { SETTINGS_TRIAL };

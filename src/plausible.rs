@@ -7,8 +7,12 @@
 //! A counter is doubtful when it is lower than before (`backwards`), or when it grew by more than the connection
 //! can carry in the time (`too_fast`); a power when the connection cannot carry it. Ten readings in a row that
 //! agree with each other but not with what was believed are believed from then on, and an event `outlier:<register>`
-//! says when the last value that they contradict was. So a meter that was exchanged, or a first value that was
-//! wrong, ends as ten flags and one event.
+//! says when the last value that they contradict was. There may be more before it: who adds up goes back from there
+//! for as long as the values contradict the new one. So a counter that was reset, or a first value that was wrong,
+//! ends as ten flags and one event.
+//!
+//! The time between two readings is that of the meter's clock, but on a live port no more than passed at the gateway:
+//! a damaged clock must not excuse a leap. A capture has only the meter's clock.
 //!
 //! Another identifier at the same place is another meter, and begins anew. Once it was heard ten times in a row
 //! its `info` names its `predecessor`; fewer may be damage where no CRC vouches for it.
@@ -81,7 +85,10 @@ fn most_in_an_hour(medium: Medium, unit: &Unit, connection: Connection) -> Optio
 struct Known {
     value: Decimal,
     unit: Unit,
+    /// By the meter's clock, if it has one.
     at: Moment,
+    /// By the gateway's; None for a capture, and for what was believed before a restart.
+    received_at: Option<Moment>,
 }
 
 /// What is believed of one register.
@@ -105,6 +112,7 @@ struct Occupant {
 #[derive(Debug, Clone, Default)]
 pub struct Judge {
     connection: Connection,
+    live: bool,
     /// By meter and register.
     registers: BTreeMap<(String, String), Register>,
     /// By channel; 0 is the port itself.
@@ -120,12 +128,17 @@ impl Judge {
         Self { connection, ..Self::default() }
     }
 
+    /// Says whether what follows is received as it is sent, so that the gateway's clock counts too.
+    pub fn set_live(&mut self, live: bool) {
+        self.live = live;
+    }
+
     /// Takes over what was believed before a restart: reports in the order in which they came. What they flag
     /// is not believed.
     pub fn learn(&mut self, report: &Report<String>) {
         let Some(at) = report.measured_at else { return };
         for reading in report.readings.iter().filter(|reading| is_counter(reading) && reading.suspect.is_none()) {
-            let believed = Known { value: reading.value, unit: reading.unit.clone(), at };
+            let believed = Known { value: reading.value, unit: reading.unit.clone(), at, received_at: None };
             self.remember(key(report, reading), Register { believed, contrary: None });
         }
     }
@@ -143,7 +156,7 @@ impl Judge {
         let mut readings = std::mem::take(&mut report.readings);
         for reading in &mut readings {
             if is_counter(reading) {
-                let (suspect, outlier) = self.judge_counter(report, reading, at);
+                let (suspect, outlier) = self.judge_counter(report, reading, at, received_at);
                 reading.suspect = suspect;
                 outliers.extend(outlier);
             } else if reading.is_current() && self.is_too_much_power(reading) {
@@ -160,9 +173,11 @@ impl Judge {
         report: &Report<String>,
         reading: &Reading,
         at: Moment,
+        received_at: Moment,
     ) -> (Option<Suspect>, Option<Event>) {
         let key = key(report, reading);
-        let now = Known { value: reading.value, unit: reading.unit.clone(), at };
+        let received_at = self.live.then_some(received_at);
+        let now = Known { value: reading.value, unit: reading.unit.clone(), at, received_at };
         let most = most_in_an_hour(report.medium, &reading.unit, self.connection);
         let Some(register) = self.registers.get_mut(&key) else {
             self.remember(key, Register { believed: now, contrary: None });
@@ -259,7 +274,10 @@ fn contradiction(before: &Known, now: &Known, most: Option<i128>) -> Option<Susp
         return Some(Suspect::Backwards);
     }
     // A clock that was set back gives no more time than one that stands still.
-    let seconds = i128::from(now.at.since(before.at).as_secs()).max(0).saturating_add(LATE_S);
+    let by_meter = now.at.since(before.at).as_secs();
+    let by_gateway = now.received_at.zip(before.received_at).map(|(now, before)| now.since(before).as_secs());
+    let seconds = by_gateway.map_or(by_meter, |by_gateway| by_gateway.min(by_meter));
+    let seconds = i128::from(seconds).max(0).saturating_add(LATE_S);
     let most = most?.saturating_mul(seconds);
     (growth.saturating_mul(3600) > most.saturating_mul(FINE)).then_some(Suspect::TooFast)
 }
@@ -416,6 +434,21 @@ mod tests {
         assert_eq!(Connection::from_text("1 x 35 A"), Some(Connection { phases: 1, amperes: 35 }));
         for text in ["", "3x80", "4x25A", "0x25A", "3x0A", "25A", "3x6501A", "3xA", "-1x25A"] {
             assert_eq!(Connection::from_text(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_clock_excuses_no_leap() {
+        for (live, flag) in [(true, Some(Suspect::TooFast)), (false, None)] {
+            let mut judge = Judge::default();
+            judge.set_live(live);
+            let mut judged = |seconds, received, value: &str| {
+                let mut report = report("M", seconds, "import_low", value);
+                judge.judge(&mut report, at(received));
+                report.readings[0].suspect
+            };
+            judged(0, 0, "100.000");
+            assert_eq!(judged(1_000_000, 1, "9000.000"), flag);
         }
     }
 

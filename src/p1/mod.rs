@@ -101,8 +101,8 @@ pub enum Reason {
         /// The highest so far.
         last: u32,
     },
-    /// No CRC, although meters of the version that the telegram names send one.
-    #[error("CRC missing: a telegram of this version must have one")]
+    /// No CRC, although meters of the version that the telegram names send one, or this one did before.
+    #[error("CRC missing: a telegram of this version, or of a meter that sent one before, must have one")]
     CrcMissing,
 }
 

@@ -32,8 +32,10 @@ pub struct Reader {
     framer: Framer,
     dialect: Option<Dialect>,
     opener: Option<Opener>,
-    /// Clean telegrams with a CRC that does not fit since the last that was accepted; None once one was.
+    /// Clean telegrams with a CRC that does not fit; None once a telegram was accepted.
     foreign: Option<u32>,
+    /// A CRC vouched for a telegram: from then on one without is damaged, whatever version it seems to be.
+    with_crc: bool,
     /// What a sealed frame held beyond its first telegram.
     rest: VecDeque<Result<Accepted, Rejected>>,
 }
@@ -62,10 +64,13 @@ impl Reader {
             return Some(more);
         }
         let piece = self.framer.poll()?;
+        let length = match piece {
+            Piece::Telegram { bytes, .. } | Piece::Sealed { bytes, .. } => bytes.len() as u64,
+            Piece::Rejected { length, .. } => length,
+        };
         let result = match piece {
             Piece::Sealed { offset, bytes } => match &mut self.opener {
                 Some(opener) => {
-                    let length = bytes.len() as u64;
                     let refused = |reason| Rejected { offset, length, reason };
                     match opener.open(bytes) {
                         Ok(plain) => {
@@ -98,7 +103,12 @@ impl Reader {
             },
             Piece::Rejected { .. } => read(piece, self.dialect),
         };
-        if result.is_ok() {
+        if let Ok(accepted) = &result {
+            if self.with_crc && !accepted.vouched {
+                let rejected = Rejected { offset: accepted.offset, length, reason: Reason::CrcMissing };
+                return Some(Err(rejected));
+            }
+            self.with_crc |= accepted.vouched;
             self.foreign = None;
         }
         Some(result)
@@ -191,6 +201,16 @@ mod tests {
             assert_eq!(rest, &expected[1..], "in chunks of {size}");
         }
         assert_eq!(outcomes(&mut Reader::new(None, None), &frames[0], 9), ["0 encrypted"]);
+    }
+
+    #[test]
+    fn a_meter_that_sent_a_crc_must_go_on_to() {
+        let old = Writer::new("KMP5").line("0-0:96.1.1(4530)").line("1-0:1.8.1(00001*kWh)").finish(false);
+        let new = telegram("XYZ5").finish(true);
+        let bytes = [&old[..], &old, &new, &old, &new].concat();
+        let all = outcomes(&mut Reader::new(None, None), &bytes, 1000);
+        let kinds: Vec<_> = all.iter().map(|outcome| outcome.split_once(' ').unwrap().1).collect();
+        assert_eq!(kinds, ["1", "1", "1.500", "crc-missing", "1.500"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod differential;
 mod fixtures;
 mod house;
 mod mutation;
+mod noise;
 mod parts;
 mod samples;
 mod way;
