@@ -8,9 +8,9 @@ use std::{
 
 use super::{Failure, Format, Outcome, Output, table};
 use crate::{
-    p1::{Form, Key, LineEnds, Reader, Transcript},
+    p1::{Dialect, Form, Key, LineEnds, Reader, Transcript},
     payload, port,
-    reading::{Identity, Report, escape},
+    reading::{Clock, Identity, Report, escape},
 };
 
 /// What a meter that does not name itself is called: there is no gateway here.
@@ -26,9 +26,17 @@ pub(super) struct Arguments {
     /// How to print them
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
+    /// Whose telegrams they are, where that is not found right: netherlands, belgium, luxembourg, ...
+    #[arg(long, value_name = "COUNTRY", value_parser = dialect)]
+    dialect: Option<Dialect>,
     /// The key of encrypted telegrams: 32 hexadecimal digits, on a second line the authentication key if any
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+}
+
+fn dialect(text: &str) -> Result<Dialect, String> {
+    let named = Dialect::NAMES.iter().find(|(name, _)| *name == text).map(|(_, dialect)| *dialect);
+    named.ok_or_else(|| format!("known are {}", Dialect::NAMES.map(|(name, _)| name).join(", ")))
 }
 
 pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
@@ -51,7 +59,7 @@ pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
             }
         };
         let name = file.display().to_string();
-        if decode_file(&name, input, key.clone(), arguments.format, &mut output)? == Outcome::Partly {
+        if decode_file(&name, input, arguments, key.clone(), &mut output)? == Outcome::Partly {
             outcome = Outcome::Partly;
         }
     }
@@ -62,11 +70,11 @@ pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
 fn decode_file(
     name: &str,
     mut input: Box<dyn Read>,
+    arguments: &Arguments,
     key: Option<Key>,
-    format: Format,
     output: &mut Output,
 ) -> Result<Outcome, Failure> {
-    let mut reader = Reader::new(None, key);
+    let mut reader = Reader::new(arguments.dialect, key);
     let mut buffer = vec![0u8; 64 * 1024];
     let mut transcript = Transcript::new();
     let (mut telegrams, mut rejected, mut restored, mut bytes) = (0u64, 0u64, 0u64, 0u64);
@@ -93,7 +101,11 @@ fn decode_file(
                     telegrams = telegrams.saturating_add(1);
                     restored = restored.saturating_add(u64::from(telegram.line_ends == LineEnds::Restored));
                     for report in telegram.decoded.reports {
-                        print(&report.rename(|identity: Identity| identity.name(GATEWAY, PORT)), format, output)?;
+                        print(
+                            &report.rename(|identity: Identity| identity.name(GATEWAY, PORT)),
+                            arguments.format,
+                            output,
+                        )?;
                     }
                 }
                 Err(piece) => {
@@ -132,33 +144,46 @@ fn print(report: &Report<String>, format: Format, output: &mut Output) -> Result
     if format == Format::Json {
         return output.line(&payload::decoded(report));
     }
-    let at = report.measured_at.map_or_else(|| "no time of its own".to_owned(), |at| at.to_string());
-    output.line(&format!(
-        "{} {} at {at} (clock: {})",
-        report.medium.name(),
-        escape(report.meter.as_bytes()),
-        report.clock.name()
-    ))?;
-    let mut table = table::Table::default();
+    let at = match (report.measured_at, report.clock) {
+        (Some(at), Clock::Telegram) => format!("at {at} by the clock of the telegram"),
+        (Some(at), _) => format!("at {at}"),
+        (None, _) => "without a time of its own".to_owned(),
+    };
+    let medium = report.medium.name().replace('_', " ");
+    output.line(&format!("{medium} meter {}, {at}", escape(report.meter.as_bytes())))?;
+    let mut readings = table::Table::default();
     for reading in &report.readings {
-        let raw = reading.raw.as_ref().map_or(String::new(), |raw| format!("as sent: {} {}", raw.0, raw.1));
-        let suspect = reading.suspect.map_or(String::new(), |suspect| format!("suspect: {}", suspect.name()));
-        let unit = reading.unit.to_string();
-        table.row(vec![format!("  {}", reading.register), reading.value.to_string(), unit, raw, suspect]);
+        let mut remarks: Vec<_> =
+            table::remarks(reading).into_iter().map(|(name, value)| format!("{name} {value}")).collect();
+        remarks.extend(reading.at.map(|at| format!("at {at}")));
+        remarks.extend(reading.raw.as_ref().map(|raw| format!("as sent: {} {}", raw.0, raw.1)));
+        let (value, unit) = (reading.value.to_string(), reading.unit.to_string());
+        readings.row(vec![format!("  {}", reading.register), value, unit, remarks.join(", ")]);
     }
-    for line in table.lines(1) {
+    for line in readings.lines(1) {
         output.line(&line)?;
     }
+    let mut texts = table::Table::default();
     for (name, text) in &report.info {
-        output.line(&format!("  {name}: {}", escape(text.as_bytes())))?;
+        let text = match &**text {
+            "" => "-".to_owned(),
+            // As it is, with single backslashes: the decoder leaves nothing else.
+            text if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) => text.to_owned(),
+            text => escape(text.as_bytes()),
+        };
+        texts.row(vec![format!("  {name}"), text]);
     }
     for event in &report.events {
         let end = event.end.map_or_else(|| "an unknown time".to_owned(), |end| end.to_string());
         let lasted = event.duration_s.map_or(String::new(), |seconds| format!(", lasted {seconds} s"));
-        output.line(&format!("  {} until {end}{lasted}", event.event))?;
+        texts.row(vec![format!("  {}", event.event), format!("until {end}{lasted}")]);
     }
     for unknown in &report.unknown {
-        output.line(&format!("  unknown: {}{}", unknown.code, unknown.text))?;
+        texts.row(vec!["  unknown".to_owned(), format!("{}{}", unknown.code, unknown.text)]);
+    }
+    // No column of numbers.
+    for line in texts.lines(usize::MAX) {
+        output.line(&line)?;
     }
     output.line("")
 }

@@ -89,7 +89,8 @@ pub(super) fn register_json(report: &Report<String>, reading: &Reading) -> Strin
     json
 }
 
-fn remarks(reading: &Reading) -> Vec<(&'static str, String)> {
+/// What makes a reading another than the value of now.
+pub(super) fn remarks(reading: &Reading) -> Vec<(&'static str, String)> {
     let Qualifiers { storage, tariff, subunit, function } = reading.qualifiers;
     let numbers = [("storage", storage), ("tariff", u64::from(tariff)), ("subunit", u64::from(subunit))];
     let mut remarks: Vec<_> = numbers

@@ -209,7 +209,7 @@ pub(super) fn inside(text: &[u8]) -> Option<&[u8]> {
 
 /// What stands in the only bracket of a line.
 pub(super) fn single(text: &[u8]) -> Option<&[u8]> {
-    inside(text).filter(|text| memchr::memchr(b')', text).is_none())
+    inside(text).filter(|text| memchr::memchr2(b'(', b')', text).is_none())
 }
 
 #[cfg(test)]
@@ -288,5 +288,6 @@ mod tests {
         assert_eq!(list(b"(a"), [None]);
         assert_eq!(single(b"(a)"), Some(&b"a"[..]));
         assert_eq!(single(b"(a)(b)"), None);
+        assert_eq!(single(b"(a\r\n(b)"), None);
     }
 }

@@ -164,7 +164,8 @@ fn judge(begin: &[u8], ended: bool) -> Option<Form> {
     if long_enough && sample.len() >= 8 && sample.iter().all(|&byte| is_hex_text(byte)) {
         return Some(Form::Hex);
     }
-    if long_enough && sample.len() >= 16 && sample.iter().all(|&byte| is_base64(byte)) {
+    // No telegram, and no sealed frame, gives base64 that begins with a slash; many a header looks like that.
+    if long_enough && sample.len() >= 16 && !sample.starts_with(b"/") && sample.iter().all(|&byte| is_base64(byte)) {
         return Some(Form::Base64);
     }
     let (mut prefixed, mut bare) = (0usize, false);
@@ -319,6 +320,7 @@ mod tests {
             assert_eq!(read(file), (Form::Raw, file.to_vec()));
         }
         assert_eq!(read(&[b"junk", &telegram()[..]].concat()).0, Form::Raw);
+        assert_eq!(read(b"/MCS50000000000000\r\n\r\n1-3:0.2.8(50)\r\n!").0, Form::Raw);
     }
 
     #[test]
