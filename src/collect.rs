@@ -57,6 +57,8 @@ pub enum What {
         /// How many lines of a log were no part of a telegram.
         left_out: u64,
     },
+    /// The meter's clock stands this many minutes behind the gateway's (ahead: negative); 0: not any more.
+    ClockOff(i64),
     /// The port cannot be read; it is tried again.
     Lost(PortError),
     /// The input has ended: a file, a pipe.
@@ -275,8 +277,10 @@ impl Collector {
                     let received_at = Moment::utc(now());
                     let (gateway, name) = (self.source.gateway.clone(), self.source.name.clone());
                     let mut reports = Vec::with_capacity(decoded.reports.len());
+                    let mut clock_off = None;
                     for report in decoded.reports {
                         let mut report = report.rename(|identity| identity.name(&gateway, &name));
+                        clock_off = clock_off.or(self.source.judge.clock_error(&report, received_at));
                         // What is said again proves nothing.
                         if self.is_news(&report) {
                             self.source.judge.judge(&mut report, received_at);
@@ -284,6 +288,9 @@ impl Collector {
                         }
                     }
                     self.send(What::Telegram { reports, received_at, restored }).await?;
+                    if let Some(minutes) = clock_off {
+                        self.send(What::ClockOff(minutes)).await?;
+                    }
                 }
                 Err(rejected) => self.send(What::Rejected(rejected)).await?,
             }

@@ -24,7 +24,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
     moment::Moment,
-    reading::{Event, Medium, Reading, Report, Suspect},
+    reading::{Clock, Event, Medium, Reading, Report, Suspect},
     unit::{Decimal, Unit},
 };
 
@@ -115,8 +115,10 @@ pub struct Judge {
     live: bool,
     /// By meter and register.
     registers: BTreeMap<(String, String), Register>,
-    /// By channel; 0 is the port itself.
+    /// By channel; empty for the port itself.
     occupants: BTreeMap<String, Occupant>,
+    /// How many minutes the meter's clock is behind, how many times in a row, and what was said of it.
+    clock: (i64, u32, i64),
 }
 
 /// Far more registers than hang on one port: only noise in identifiers gets there.
@@ -166,6 +168,23 @@ impl Judge {
         report.readings = readings;
         report.events.extend(outliers);
         self.introduce(report);
+    }
+
+    /// How many minutes the clock of the meter whose port it is stands behind the gateway's (ahead: negative), once it
+    /// did so ten times in a row, and again when that changes. Ten minutes more or less are no news.
+    pub fn clock_error(&mut self, report: &Report<String>, received_at: Moment) -> Option<i64> {
+        let own = report.clock == Clock::Meter && report.medium == Medium::Electricity && place(report).is_empty();
+        let at = report.measured_at.filter(|_| own && self.live)?;
+        let behind = received_at.since(at).as_secs();
+        let minutes = behind.saturating_add(30).div_euclid(60);
+        let minutes = if minutes.abs() < 10 { 0 } else { minutes };
+        let (last, count, said) = &mut self.clock;
+        *count = if minutes == *last { count.saturating_add(1) } else { 1 };
+        *last = minutes;
+        (*count >= CONVINCING && minutes != *said).then(|| {
+            *said = minutes;
+            minutes
+        })
     }
 
     fn judge_counter(
@@ -303,7 +322,7 @@ fn thousandths(mantissa: i64, scale: u8) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reading::{self, Clock};
+    use crate::reading;
 
     fn at(seconds: i64) -> Moment {
         Moment::from_millis((1_800_000_000 + seconds) * 1000, 60).unwrap()
@@ -435,6 +454,24 @@ mod tests {
         for text in ["", "3x80", "4x25A", "0x25A", "3x0A", "25A", "3x6501A", "3xA", "-1x25A"] {
             assert_eq!(Connection::from_text(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_stands_wrong_is_told_once() {
+        let mut judge = Judge::default();
+        judge.set_live(true);
+        let mut told =
+            |seconds, received| judge.clock_error(&report("M", seconds, "import_low", "1.000"), at(received));
+        let all: Vec<_> = (0..40).filter_map(|second| told(second, second + 2)).collect();
+        assert!(all.is_empty(), "{all:?}");
+        let all: Vec<_> = (0..40).filter_map(|second| told(second, second + 3605)).collect();
+        assert_eq!(all, [60]);
+        // Once may be damage.
+        assert_eq!(told(41, 41), None);
+        let all: Vec<_> = (42..80).filter_map(|second| told(second + 7200, second)).collect();
+        assert_eq!(all, [-120]);
+        let all: Vec<_> = (80..100).filter_map(|second| told(second, second)).collect();
+        assert_eq!(all, [0]);
     }
 
     #[test]

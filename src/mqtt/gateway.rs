@@ -132,6 +132,19 @@ enum Flow {
     InputEnded,
 }
 
+/// Says that a meter's clock and this one differ.
+fn clock_off(port: &str, minutes: i64) {
+    match minutes {
+        0 => tracing::info!("port {port}: the meter's clock agrees with this one again"),
+        _ => tracing::warn!(
+            "port {port}: the meter's clock is {} minutes {} this one. If this one is right and the meter is in another \
+             time zone, name its country: [[p1]] dialect",
+            minutes.unsigned_abs(),
+            if minutes > 0 { "behind" } else { "ahead of" }
+        ),
+    }
+}
+
 impl Gateway {
     /// Opens the journal, under a new epoch.
     pub fn open(settings: Settings) -> Result<Self, JournalError> {
@@ -292,6 +305,8 @@ impl Gateway {
                 What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
                 What::Silent { bytes: true } => self.port(&port, NO_TELEGRAM.to_owned()),
                 What::ReadAs { .. } => {}
+                What::ClockOff(minutes) if self.settings.live => clock_off(&port, minutes),
+                What::ClockOff(_) => {}
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
         }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use meterkast::p1::Writer;
 use rumqttc::QoS;
 use serde_json::{Value, value::RawValue};
 use tokio::io::AsyncWriteExt;
@@ -709,4 +710,85 @@ async fn a_gateway_may_be_called_anything() {
     // It hears them, too.
     nothing_waits(&client, &mut wire, &mut meter).await;
     assert_eq!(daemon.stderr().matches("connected to the broker as gateway").count(), 1);
+}
+
+/// A telegram of meter `meter` at `second` of a quarter of an hour long past.
+fn counting(meter: &str, second: u32, import: &str) -> Vec<u8> {
+    let id: String = meter.bytes().map(|byte| format!("{byte:02X}")).collect();
+    Writer::new("XYZ5 counting")
+        .line("1-3:0.2.8(50)")
+        .line(format!("0-0:1.0.0(26071412{:02}{:02}S)", second / 60, second % 60))
+        .line(format!("0-0:96.1.1({id})"))
+        .line(format!("1-0:1.8.1({import}*kWh)"))
+        .finish(true)
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_flagged_also_after_a_restart() {
+    let (broker, folder, mut wire) = (Broker::start().await, Folder::new(), Wire::new());
+    let client = Client::of(broker.port).await;
+    let config = folder.file("meterkast.toml", gateway(&folder, &wire.path) + &broker.section());
+    let mut daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    client.receives(1, "gw-1/status").await;
+    let mut told = 0;
+    let mut suspects = async |wire: &mut Wire, telegrams: &[(&str, u32, &str)]| -> Vec<Value> {
+        for (meter, second, import) in telegrams {
+            wire.send(&counting(meter, *second, import)).await;
+        }
+        let first = told;
+        told += telegrams.len();
+        let messages = client.receives(told, "/telegram").await;
+        messages[first..].iter().map(|seen| seen.json()).collect()
+    };
+    let flag = |message: &Value| message["readings"][0]["suspect"].as_str().map(str::to_owned);
+    let flags = |messages: &[Value]| messages.iter().map(flag).collect::<Vec<_>>();
+    let (back, fast) = (Some("backwards".to_owned()), Some("too_fast".to_owned()));
+
+    let messages = suspects(&mut wire, &[("OLD", 0, "000500.000"), ("OLD", 1, "000499.000"), ("OLD", 2, "001500.000")]);
+    assert_eq!(flags(&messages.await), [None, back.clone(), fast]);
+    daemon.kill();
+    let daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    // What was believed is read from the journal, and not what was flagged.
+    let messages = suspects(&mut wire, &[("OLD", 3, "000500.001"), ("OLD", 4, "000400.000")]);
+    assert_eq!(flags(&messages.await), [None, back.clone()]);
+
+    // Ten that agree are believed, and say when the last was that was not.
+    let ten: Vec<(&str, u32, &str)> = (5..14).map(|second| ("OLD", second, "000400.000")).collect();
+    let messages = suspects(&mut wire, &ten).await;
+    assert_eq!(flags(&messages[..8]), vec![back; 8]);
+    assert_eq!(flag(&messages[8]), None);
+    let outlier = serde_json::json!([{ "event": "outlier:import_low", "end": "2026-07-14T12:00:03+02:00" }]);
+    assert_eq!(messages[8]["events"], outlier);
+
+    // Another meter in its place begins anew, and names it.
+    let ten: Vec<(&str, u32, &str)> = (14..24).map(|second| ("NEW", second, "000000.010")).collect();
+    let messages = suspects(&mut wire, &ten).await;
+    assert_eq!(flags(&messages), vec![None; 10]);
+    assert_eq!(
+        (&messages[8]["info"]["predecessor"], &messages[9]["info"]["predecessor"]),
+        (&Value::Null, &"OLD".into())
+    );
+    daemon.says("the meter's clock is").await;
+}
+
+#[tokio::test]
+async fn a_sealed_telegram_comes_out_of_a_port_with_its_key() {
+    let (broker, folder, mut wire) = (Broker::start().await, Folder::new(), Wire::new());
+    let client = Client::of(broker.port).await;
+    let sealed = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sealed");
+    let key = format!("key-file = \"{}\"\n[journal]", sealed.join("luxembourg.key").display());
+    let config = gateway(&folder, &wire.path).replace("[journal]", &key) + &broker.section();
+    let daemon = Meterkast::run(&folder.file("meterkast.toml", config));
+    daemon.says("port p1: open").await;
+    client.receives(1, "gw-1/status").await;
+    let frames = fs::read(sealed.join("luxembourg.bin")).unwrap();
+    wire.send(&frames).await;
+    // The second frame says the same, which is no news.
+    client.receives(1, "SAG9030799000417/telegram").await;
+    // Played back.
+    wire.send(&frames).await;
+    daemon.says("replayed: the frame counter is 416, and 417 was there already").await;
+    assert!(!daemon.stderr().contains("4D6B41"), "{}", daemon.stderr());
 }
