@@ -551,6 +551,10 @@ pub(super) fn find(line: &[u8]) -> Option<(&'static Entry, usize)> {
     }
     let length = 64u32.wrapping_add(bits);
     let key = text & (1u128.wrapping_shl(length)).wrapping_sub(1);
+    // A zero byte before the bracket would pass for the padding behind a shorter code.
+    if (key >> length.wrapping_sub(8)) as u8 == 0 {
+        return None;
+    }
     find_key(key).map(|entry| (entry, (length / 8) as usize))
 }
 
@@ -593,6 +597,7 @@ mod tests {
             "1-0:1.8.1(",
             "1-0:1.8.1*1(1234567)",
             "0-5:24.1.0(00300)",
+            "0-1:24.2.1\0(0000",
         ] {
             assert_eq!(find(line.as_bytes()), None, "{line}");
         }
