@@ -39,7 +39,7 @@ pub struct Decoded {
 pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
     let dialect = dialect.unwrap_or_else(|| Dialect::detect(telegram));
     let mut main = Main::new(telegram, dialect);
-    let mut slaves = Slaves { dialect, meters: Vec::new(), counters: Vec::new() };
+    let mut slaves = Slaves { dialect, meters: [const { None }; CHANNELS], count: 0 };
     let mut lines = telegram.lines();
     while let Some(next) = lines.next_of(dialect) {
         let line = match next {
@@ -55,21 +55,18 @@ pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
             _ => main.take(line, meaning),
         }
     }
-    slaves.meters.retain(|slave| {
-        let silent = !slave.says_something(&slaves.counters);
-        if silent {
-            let of_slave = |line: &Line<'_>| {
-                let meaning = line.entry.and_then(|entry| entry.meaning(dialect));
-                channel(*line) == Some(slave.channel) && meaning.is_none_or(|meaning| meaning.is_of_slave())
-            };
-            main.unknown.extend(telegram.lines().filter(of_slave).map(unknown));
-        }
-        !silent
-    });
     let telegram_time = main.time;
-    let mut reports = Vec::with_capacity(slaves.meters.len().saturating_add(1));
-    let Slaves { meters, counters, .. } = slaves;
-    let mut slaves = meters.into_iter().map(|slave| slave.report(&counters, telegram_time));
+    let silent = slaves.take_silent();
+    if silent.iter().any(|&silent| silent) {
+        let of_silent = |line: &Line<'_>| {
+            let meaning = line.entry.and_then(|entry| entry.meaning(dialect));
+            channel(*line).is_some_and(|channel| silent.get(index(channel)) == Some(&true))
+                && meaning.is_none_or(|meaning| meaning.is_of_slave())
+        };
+        main.unknown.extend(telegram.lines().filter(of_silent).map(unknown));
+    }
+    let mut reports = Vec::with_capacity(slaves.count.saturating_add(1));
+    let mut slaves = slaves.in_order().map(|slave| slave.report(telegram_time));
     match slaves.next() {
         Some(first) if main.readings.is_empty() => reports.push(main.merge_into(first)),
         first => {
@@ -362,25 +359,38 @@ fn reading(name: &'static str, unit: &Unit, content: &[u8]) -> Option<Reading> {
     Some(Reading { raw, ..Reading::now(Register::named(name), value, unit.clone()) })
 }
 
+/// How many slave meters a port has.
+const CHANNELS: usize = 4;
+
+/// The place of a channel, from 0.
+fn index(channel: u8) -> usize {
+    usize::from(channel.saturating_sub(1))
+}
+
 /// The meters behind the P1 port. Their lines come in any order, so they are judged at the end.
 struct Slaves<'a> {
     dialect: Dialect,
-    meters: Vec<Slave>,
-    /// Of all of them: most have one.
-    counters: Vec<Counter<'a>>,
+    /// By channel.
+    meters: [Option<Slave<'a>>; CHANNELS],
+    /// How many there are.
+    count: usize,
 }
 
-struct Slave {
+struct Slave<'a> {
     channel: u8,
+    /// How many were there before it.
+    order: usize,
     names: Names,
     /// As sent, and as a number where it is one.
     device_type: Option<(String, Option<u8>)>,
+    /// What it counts: most have one counter.
+    counter: Option<Counter<'a>>,
+    more: Vec<Counter<'a>>,
     info: Vec<Info>,
     unknown: Vec<Unknown>,
 }
 
 struct Counter<'a> {
-    channel: u8,
     line: Line<'a>,
     time: Option<Moment>,
     value: Decimal,
@@ -389,22 +399,36 @@ struct Counter<'a> {
 
 impl<'a> Slaves<'a> {
     fn take(&mut self, channel: u8, line: Line<'a>, meaning: Option<&Meaning>) {
-        let index = self.meters.iter().position(|slave| slave.channel == channel).unwrap_or_else(|| {
-            self.meters.push(Slave::new(channel));
-            self.meters.len().saturating_sub(1)
-        });
-        let Some(slave) = self.meters.get_mut(index) else { return };
-        let understood = meaning.and_then(|meaning| slave.understand(*meaning, line, self.dialect));
-        match understood {
-            Some(Some(counter)) => self.counters.push(counter),
-            Some(None) => {}
-            None => slave.unknown.push(unknown(line)),
+        let (order, dialect) = (self.count, self.dialect);
+        let Some(place) = self.meters.get_mut(index(channel)) else { return };
+        if place.is_none() {
+            self.count = self.count.saturating_add(1);
         }
+        let slave = place.get_or_insert_with(|| Slave::new(channel, order));
+        if meaning.and_then(|meaning| slave.understand(*meaning, line, dialect)).is_none() {
+            slave.unknown.push(unknown(line));
+        }
+    }
+
+    /// Takes out those that say nothing; tells by channel which they were.
+    fn take_silent(&mut self) -> [bool; CHANNELS] {
+        let mut silent = [false; CHANNELS];
+        for (silent, meter) in silent.iter_mut().zip(&mut self.meters) {
+            *silent = meter.take_if(|slave| !slave.says_something()).is_some();
+        }
+        silent
+    }
+
+    /// In the order in which they appeared.
+    fn in_order(&mut self) -> impl Iterator<Item = Slave<'a>> {
+        let meters = &mut self.meters;
+        (0..self.count)
+            .filter_map(|order| meters.iter_mut().find_map(|meter| meter.take_if(|slave| slave.order == order)))
     }
 }
 
-impl Slave {
-    fn new(channel: u8) -> Self {
+impl<'a> Slave<'a> {
+    fn new(channel: u8, order: usize) -> Self {
         let name = match channel {
             1 => "1",
             2 => "2",
@@ -413,17 +437,26 @@ impl Slave {
         };
         let mut texts = Vec::with_capacity(2);
         texts.push(fixed("channel", name));
-        Self { channel, names: Names::default(), device_type: None, info: texts, unknown: Vec::new() }
+        Self {
+            channel,
+            order,
+            names: Names::default(),
+            device_type: None,
+            counter: None,
+            more: Vec::new(),
+            info: texts,
+            unknown: Vec::new(),
+        }
     }
 
     /// Whether it names itself or its kind, or counts something: an unused channel does neither, though
     /// some meters send a value without a unit for it.
-    fn says_something(&self, counters: &[Counter<'_>]) -> bool {
-        let counts = |counter: &Counter<'_>| counter.channel == self.channel && !counter.unit.is_empty();
-        self.names.best.is_some() || self.device_type.is_some() || counters.iter().any(counts)
+    fn says_something(&self) -> bool {
+        let counts = |counter: &Counter<'_>| !counter.unit.is_empty();
+        self.names.best.is_some() || self.device_type.is_some() || self.counter.iter().chain(&self.more).any(counts)
     }
 
-    fn understand<'a>(&mut self, meaning: Meaning, line: Line<'a>, dialect: Dialect) -> Option<Option<Counter<'a>>> {
+    fn understand(&mut self, meaning: Meaning, line: Line<'a>, dialect: Dialect) -> Option<()> {
         match meaning {
             Meaning::DeviceType if self.device_type.is_none() => {
                 let content = text::single(line.text)?;
@@ -444,10 +477,10 @@ impl Slave {
                 let [time, value] = all_brackets::<2>(line.text)?;
                 if text::is_empty_value(value) {
                     self.info.push(info("empty_reading", text::printable(line.text)));
-                    return Some(None);
+                    return Some(());
                 }
                 let (value, unit) = text::value_and_unit(value)?;
-                return Some(Some(self.counter(line, time, value, unit, dialect)));
+                self.count(line, time, value, unit, dialect);
             }
             Meaning::SlaveReadingV3 => {
                 let [time, status, period, _count, _code, unit, value] = all_brackets::<7>(line.text)?;
@@ -456,29 +489,26 @@ impl Slave {
                     info("reading_status", text::printable(status)),
                     info("period_minutes", text::printable(period)),
                 ]);
-                return Some(Some(self.counter(line, time, value, unit, dialect)));
+                self.count(line, time, value, unit, dialect);
             }
             _ => return None,
         }
-        Some(None)
+        Some(())
     }
 
-    fn counter<'a>(
-        &mut self,
-        line: Line<'a>,
-        time: &[u8],
-        value: Decimal,
-        unit: &'a [u8],
-        dialect: Dialect,
-    ) -> Counter<'a> {
+    fn count(&mut self, line: Line<'a>, time: &[u8], value: Decimal, unit: &'a [u8], dialect: Dialect) {
         let clock = text::clock(time, dialect.winter_offset()).time();
         if clock.is_none() && !time.is_empty() {
             self.info.push(info("unset_clock", text::printable(time)));
         }
-        Counter { channel: self.channel, line, time: clock, value, unit }
+        let counter = Counter { line, time: clock, value, unit };
+        match &mut self.counter {
+            None => self.counter = Some(counter),
+            Some(_) => self.more.push(counter),
+        }
     }
 
-    fn report(mut self, counters: &[Counter<'_>], telegram_time: Option<Moment>) -> Report {
+    fn report(mut self, telegram_time: Option<Moment>) -> Report {
         let mut medium = Medium::from_device_type(0);
         match self.device_type.take() {
             Some((_, Some(code))) => medium = Medium::from_device_type(code),
@@ -487,7 +517,7 @@ impl Slave {
         }
         let mut readings = Vec::with_capacity(1);
         let mut time = None;
-        for counter in counters.iter().filter(|counter| counter.channel == self.channel) {
+        for counter in self.counter.iter().chain(&self.more) {
             match counter_reading(medium, counter) {
                 Some(reading) => {
                     readings.push(reading);
