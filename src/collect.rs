@@ -107,6 +107,7 @@ pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
     let mut reader = Collector {
         reader: Reader::new(source.dialect, source.key.clone()),
         said: HashMap::new(),
+        received: None,
         last_time: None,
         settings: LineSettings::Fast,
         proven: false,
@@ -178,6 +179,8 @@ struct Collector {
     reader: Reader,
     /// The last report of each meter.
     said: HashMap<String, Report<String>>,
+    /// When the last telegram was received.
+    received: Option<Timestamp>,
     /// When the last telegram was made, for the pace.
     last_time: Option<Moment>,
     settings: LineSettings,
@@ -229,7 +232,7 @@ impl Collector {
             if ended.is_some() {
                 if let Some(transcript) = &mut transcript {
                     // What was read before the end.
-                    if self.drain().await.is_err() {
+                    if self.drain(port.kind != Kind::Finite).await.is_err() {
                         return Ended::Gone;
                     }
                     self.reader.push(&transcript.end());
@@ -240,7 +243,7 @@ impl Collector {
                 }
                 self.reader.end();
             }
-            match self.drain().await {
+            match self.drain(port.kind != Kind::Finite).await {
                 Ok(true) => {
                     heard = Instant::now();
                     if self.silent > 1 && self.send(What::Opened(Some(self.settings))).await.is_err() {
@@ -265,7 +268,7 @@ impl Collector {
     }
 
     /// Sends on what the framer has. Returns whether a telegram was accepted.
-    async fn drain(&mut self) -> Result<bool, ()> {
+    async fn drain(&mut self, port_is_live: bool) -> Result<bool, ()> {
         let mut accepted = false;
         while let Some(piece) = self.reader.poll() {
             match piece {
@@ -274,7 +277,7 @@ impl Collector {
                     let restored = telegram.line_ends == LineEnds::Restored;
                     let decoded = telegram.decoded;
                     self.keep_pace(decoded.reports.first().and_then(|report| report.measured_at)).await;
-                    let received_at = Moment::utc(now());
+                    let received_at = self.received_at(port_is_live);
                     let (gateway, name) = (self.source.gateway.clone(), self.source.name.clone());
                     let mut reports = Vec::with_capacity(decoded.reports.len());
                     let mut clock_off = None;
@@ -292,10 +295,24 @@ impl Collector {
                         self.send(What::ClockOff(minutes)).await?;
                     }
                 }
-                Err(rejected) => self.send(What::Rejected(rejected)).await?,
+                Err(rejected) => {
+                    // What has a form of its own proves the line settings, though it cannot be read.
+                    accepted |= rejected.reason.is_readable();
+                    self.send(What::Rejected(rejected)).await?;
+                }
             }
         }
         Ok(accepted)
+    }
+
+    /// When a telegram was received. In a file each is later than the one before, because those without a time of
+    /// their own get this one.
+    fn received_at(&mut self, live: bool) -> Moment {
+        let now = now();
+        let next = self.received.map_or(now, |last| last.saturating_add(Duration::from_millis(1)).unwrap_or(last));
+        let received = if live { now } else { now.max(next) };
+        self.received = Some(received);
+        Moment::utc(received)
     }
 
     async fn keep_pace(&mut self, time: Option<Moment>) {

@@ -529,6 +529,13 @@ impl Config {
                 "[mqtt] user `{user}` is not the gateway's id `{id}`: brokers with the access rules of deploy/mosquitto take nothing from it"
             ));
         }
+        if self.lacks_store() {
+            doubts.push(
+                "there is no [store] here and no broker ([mqtt] url) at which another could be: nothing confirms what the \
+                 journal keeps, unless a store comes to the embedded broker"
+                    .to_owned(),
+            );
+        }
         if let (Some(listed), Some(store)) = (&self.journal.stores, &self.store)
             && !self.p1.is_empty()
             && !listed.contains(&store.id)
@@ -539,6 +546,11 @@ impl Config {
             ));
         }
         doubts
+    }
+
+    /// Whether a store is waited for that is neither in this process nor at a broker that others share.
+    pub fn lacks_store(&self) -> bool {
+        !self.p1.is_empty() && self.store.is_none() && self.mqtt.url.is_none() && !self.stores().is_empty()
     }
 
     /// The stores that must confirm a message: the listed ones, or this process's own, or `main`.

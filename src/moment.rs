@@ -127,6 +127,10 @@ impl Civil {
     }
 
     fn datetime(self) -> Option<civil::DateTime> {
+        // What no date has, before an error is composed that nobody reads: an unset clock shows month 25.
+        if self.month > 12 || self.day > 31 || self.hour > 23 || self.minute > 59 || self.second > 60 {
+            return None;
+        }
         civil::DateTime::new(self.year, self.month, self.day, self.hour, self.minute, self.second, 0).ok()
     }
 }

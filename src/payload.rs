@@ -7,7 +7,7 @@
 //!
 //! Not supported: exponents in values (`1e3`), which no schema 1 writer sends.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
 
 use serde::{
     Deserialize,
@@ -89,7 +89,9 @@ pub fn decoded(report: &Report<String>) -> String {
 }
 
 /// What `state` and `interval` hold: the time and the current value of each register.
-pub fn state(report: &Report<String>, received_at: Moment) -> String {
+///
+/// A doubtful reading is not shown: the register keeps the value that was `believed` last, which this keeps up.
+pub fn state(report: &Report<String>, received_at: Moment, believed: &mut BTreeMap<Register, Decimal>) -> String {
     let mut json = String::with_capacity(512);
     let _ = write!(json, "{{\"measured_at\":\"{}\"", report.measured_at.unwrap_or(received_at));
     let mut seen: Vec<&Register> = Vec::with_capacity(report.readings.len());
@@ -97,7 +99,16 @@ pub fn state(report: &Report<String>, received_at: Moment) -> String {
         // A register twice in one telegram: JSON allows a key only once, the first stands.
         if !seen.contains(&&reading.register) {
             seen.push(&reading.register);
-            let _ = write!(json, ",\"{}\":{}", reading.register, reading.value);
+            let value = match reading.suspect {
+                None => {
+                    believed.insert(reading.register.clone(), reading.value);
+                    Some(reading.value)
+                }
+                Some(_) => believed.get(&reading.register).copied(),
+            };
+            if let Some(value) = value {
+                let _ = write!(json, ",\"{}\":{value}", reading.register);
+            }
         }
     }
     json.push('}');
@@ -474,7 +485,7 @@ mod tests {
             r#"{"schema":1,"meter":"KAM-12345678-1B-04","medium":"heat","protocol":"mbus","measured_at":"2026-11-21T20:00:00+01:00","clock":"gateway","readings":[{"register":"energy","value":12.345,"unit":"GJ"},{"register":"energy","value":11.902,"unit":"GJ","storage":1,"at":"2025-12-31T23:59:00+01:00","raw":{"value":3306,"unit":"kWh"}}],"info":{},"events":[],"unknown":[{"code":"04FF07","text":"1a2b3c4d"}]}"#
         );
         assert_eq!(
-            state(&report, "2026-11-21T19:00:00.123Z".parse().unwrap()),
+            state(&report, "2026-11-21T19:00:00.123Z".parse().unwrap(), &mut BTreeMap::new()),
             r#"{"measured_at":"2026-11-21T20:00:00+01:00","energy":12.345}"#
         );
     }

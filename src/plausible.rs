@@ -7,7 +7,7 @@
 //! A counter is doubtful when it is lower than before (`backwards`), or when it grew by more than the connection
 //! can carry in the time (`too_fast`); a power when the connection cannot carry it. Ten readings in a row that
 //! agree with each other but not with what was believed are believed from then on, and an event `outlier:<register>`
-//! says when the last value that they contradict was. There may be more before it: who adds up goes back from there
+//! says when the last value that they contradict was; the first nine stay flagged. There may be more before it: who adds up goes back from there
 //! for as long as the values contradict the new one. So a counter that was reset, or a first value that was wrong,
 //! ends as ten flags and one event.
 //!
@@ -202,6 +202,11 @@ impl Judge {
             self.remember(key, Register { believed: now, contrary: None });
             return (None, None);
         };
+        // In a capture, one from before that comes late may stand where it belongs.
+        let late = !self.live && now.at < register.believed.at;
+        if late && contradiction(&now, &register.believed, most).is_none() {
+            return (None, None);
+        }
         let Some(doubt) = contradiction(&register.believed, &now, most) else {
             *register = Register { believed: now, contrary: None };
             return (None, None);
@@ -292,6 +297,8 @@ fn contradiction(before: &Known, now: &Known, most: Option<i128>) -> Option<Susp
     if growth < 0 {
         return Some(Suspect::Backwards);
     }
+    // Some meters count in whole units, whatever decimals they send: one step is never too fast.
+    let growth = growth.saturating_sub(ONE);
     // A clock that was set back gives no more time than one that stands still.
     let by_meter = now.at.since(before.at).as_secs();
     let by_gateway = now.received_at.zip(before.received_at).map(|(now, before)| now.since(before).as_secs());
@@ -300,6 +307,9 @@ fn contradiction(before: &Known, now: &Known, most: Option<i128>) -> Option<Susp
     let most = most?.saturating_mul(seconds);
     (growth.saturating_mul(3600) > most.saturating_mul(FINE)).then_some(Suspect::TooFast)
 }
+
+/// One unit, in units of 10^-18.
+const ONE: i128 = 1_000_000_000_000_000_000;
 
 /// Differences are in units of 10^-18, thousandths in those of 10^-3: this many times as large.
 const FINE: i128 = 1_000_000_000_000_000;
@@ -367,8 +377,8 @@ mod tests {
         let (back, fast) = (Some("backwards"), Some("too_fast"));
         let values = [(0, "100.000"), (1, "100.015"), (2, "99.999"), (3, "100.016"), (4, "200.000"), (5, "100.017")];
         assert_eq!(flags(&mut Judge::default(), "import_low", &values), [None, None, back, None, fast, None]);
-        // 60.72 kWh in an hour and a quarter of a minute is what 3 x 80 A can carry at 253 V.
-        for (value, flag) in [("160.972", None), ("160.974", fast)] {
+        // 60.973 kWh in an hour and a quarter of a minute is what 3 x 80 A can carry at 253 V; and one step.
+        for (value, flag) in [("161.972", None), ("161.974", fast)] {
             assert_eq!(
                 flags(&mut Judge::default(), "import_low", &[(0, "100.000"), (3600, value)])[1],
                 flag,
@@ -376,13 +386,13 @@ mod tests {
             );
         }
         let small = || Judge::new(Connection::from_text("1x25A").unwrap());
-        assert_eq!(flags(&mut small(), "import_low", &[(0, "100.000"), (3600, "107")]), [None, fast]);
+        assert_eq!(flags(&mut small(), "import_low", &[(0, "100.000"), (3600, "108")]), [None, fast]);
         assert_eq!(
             flags(&mut small(), "power_import", &[(0, "6.325"), (1, "6.326"), (2, "0.000")]),
             [None, fast, None]
         );
         assert_eq!(
-            flags(&mut Judge::default(), "volume", &[(0, "10"), (3600, "60"), (3600, "60.5")]),
+            flags(&mut Judge::default(), "volume", &[(0, "10"), (3600, "60"), (3600, "62")]),
             [None, None, fast]
         );
         assert_eq!(flags(&mut Judge::default(), "voltage_l1", &[(0, "230"), (1, "0"), (2, "999")]), [None; 3]);
@@ -454,6 +464,23 @@ mod tests {
         for text in ["", "3x80", "4x25A", "0x25A", "3x0A", "25A", "3x6501A", "3xA", "-1x25A"] {
             assert_eq!(Connection::from_text(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_meter_that_counts_in_whole_units_is_no_wonder() {
+        let values = [(0, "7412.000"), (2, "7413.000"), (4, "7413.000"), (6, "7415.300")];
+        let flags = flags(&mut Judge::default(), "import_low", &values);
+        assert_eq!(flags, [None, None, None, Some("too_fast")]);
+    }
+
+    #[test]
+    fn what_comes_late_in_a_capture_stands_where_it_belongs() {
+        let values =
+            [(0, "100.000"), (10, "100.010"), (11, "100.011"), (3, "100.003"), (4, "100.012"), (12, "100.012")];
+        assert_eq!(flags(&mut Judge::default(), "import_low", &values), [None; 6]);
+        let mut live = Judge::default();
+        live.set_live(true);
+        assert_eq!(flags(&mut live, "import_low", &values)[3], Some("backwards"));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::{Failure, Outcome, Output};
-use crate::config::{Address, Config};
+use crate::{
+    config::{Address, Config},
+    port,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -27,6 +30,11 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
                 arguments.file.display(),
                 path.display()
             );
+        }
+    }
+    for file in config.p1.iter().filter_map(|port| port.key_file.as_deref()) {
+        if let Err(error) = port::read_key(file) {
+            eprintln!("{}: {error}; without it `run` does not start here", arguments.file.display());
         }
     }
     for doubt in config.doubts() {

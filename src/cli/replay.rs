@@ -68,6 +68,11 @@ async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(file) => Config::read(file).map_err(Failure::usage)?,
         None => own_config(&folder),
     };
+    if config.store.is_none() && config.mqtt.url.is_none() && !config.stores().is_empty() {
+        return Err(Failure::usage(
+            "the configuration has no [store], and no broker ([mqtt] url) at which one could be: nothing would confirm what is replayed",
+        ));
+    }
     // What is replayed is in the capture: it needs no journal that outlives this, and the daemon's own
     // is in use.
     let journal = Folder::new(None)?;

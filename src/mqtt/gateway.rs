@@ -8,7 +8,7 @@
 //! messages wait in memory and then the ports wait, so nothing is taken that could not be kept.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -31,7 +31,8 @@ use crate::{
     journal::{Held, Journal, JournalError},
     moment::Moment,
     payload::{self, Envelope},
-    reading::{Report, escape},
+    reading::{Register, Report, escape},
+    unit::Decimal,
 };
 
 /// Messages that wait in memory while the journal cannot be written; then the ports wait.
@@ -89,8 +90,8 @@ pub struct Gateway {
     epoch: Epoch,
     journal: Journal,
     outbox: Outbox,
-    /// What the journal holds of the run before this one.
-    last_run: Option<Held>,
+    /// What the journal holds of the runs before this one, oldest first.
+    earlier: Vec<Held>,
     began: Instant,
     link: Option<Link>,
     connected: bool,
@@ -107,8 +108,8 @@ pub struct Gateway {
     unwritten: VecDeque<Accepted>,
     /// Said once, until writing works again.
     write_failed: bool,
-    /// The last state of each meter, and the quarter-hour of its last `interval`.
-    states: HashMap<String, (String, Option<(i64, String)>)>,
+    /// The last state of each meter, the quarter-hour of its last `interval`, and what is believed of it.
+    states: HashMap<String, (String, Option<(i64, String)>, BTreeMap<Register, Decimal>)>,
     /// Where the broker confirms: what is underway.
     underway: HashMap<Tag, (Epoch, u64)>,
     next_tag: Tag,
@@ -165,12 +166,12 @@ impl Gateway {
             epoch,
             journal,
             outbox,
-            last_run: held.last().copied(),
+            sent_before: !held.is_empty(),
+            earlier: held,
             began: Instant::now(),
             link: None,
             connected: false,
             complained: false,
-            sent_before: !held.is_empty(),
             not_before: Duration::ZERO,
             wake: None,
             crowded: false,
@@ -190,14 +191,23 @@ impl Gateway {
     pub fn recent(&mut self) -> Vec<Report<String>> {
         /// Two hours at 1 Hz: the last reading of a meter that is read every hour is among them.
         const RECENT: u64 = 8_000;
-        let Some(run) = self.last_run else { return Vec::new() };
-        let first = run.first.max(run.last.saturating_sub(RECENT));
-        let read = |seq| {
-            let record = self.journal.read(run.epoch, seq).ok().flatten()?;
-            let message = payload::message(&self.envelope(run.epoch, seq, record.prev), &record.body);
+        let mut rest = RECENT;
+        let mut runs = Vec::new();
+        for run in std::mem::take(&mut self.earlier).into_iter().rev() {
+            let first = run.first.max(run.last.saturating_sub(rest).saturating_add(1));
+            rest = rest.saturating_sub(run.last.saturating_add(1).saturating_sub(first));
+            runs.push((run.epoch, first..=run.last));
+            if rest == 0 {
+                break;
+            }
+        }
+        let numbers = runs.into_iter().rev().flat_map(|(epoch, numbers)| numbers.map(move |seq| (epoch, seq)));
+        let read = |(epoch, seq)| {
+            let record = self.journal.read(epoch, seq).ok().flatten()?;
+            let message = payload::message(&self.envelope(epoch, seq, record.prev), &record.body);
             Some(payload::Message::from_json(message.as_bytes()).ok()?.report)
         };
-        (first..=run.last).filter_map(read).collect()
+        numbers.filter_map(read).collect()
     }
 
     /// Runs until `input` closes. `broker` says where the broker is as soon as that is known.
@@ -385,12 +395,12 @@ impl Gateway {
 
     fn send_live(&mut self, accepted: &Accepted, seq: u64, prev: u64) {
         let Accepted { report, received_at, body } = accepted;
-        let state = payload::state(report, *received_at);
         let quarter = report.measured_at.unwrap_or(*received_at).quarter();
         if self.states.len() >= MOST_STATES && !self.states.contains_key(&report.meter) {
             self.states.clear();
         }
         let entry = self.states.entry(report.meter.clone()).or_default();
+        let state = payload::state(report, *received_at, &mut entry.2);
         entry.0.clone_from(&state);
         // The first telegram of a quarter-hour; a clock that steps back does not make another.
         let interval = entry.1.as_ref().is_none_or(|(last, _)| quarter > *last);
@@ -538,7 +548,7 @@ impl Gateway {
         tracing::info!("connected to the broker as gateway {id}");
         if self.settings.live {
             self.retain(topic::of_gateway(&base, &id, "status"), "online".into());
-            for (meter, (state, interval)) in &self.states {
+            for (meter, (state, interval, _)) in &self.states {
                 self.retain(topic::of_meter(&base, &id, meter, "state"), state.clone());
                 if let Some((_, state)) = interval {
                     self.retain(topic::of_meter(&base, &id, meter, "interval"), state.clone());

@@ -165,7 +165,8 @@ impl Opener {
         }
         // The same stream of bits without the tag tells a wrong key from damage.
         let readable = looks_like_a_telegram(&self.encrypted(ciphertext, nonce));
-        Err(if readable { Reason::SealBroken } else { Reason::WrongKey })
+        // A key that opened one is right; then it is the title or the counter that was damaged.
+        Err(if readable || !self.counters.is_empty() { Reason::SealBroken } else { Reason::WrongKey })
     }
 
     /// GCM without its tag is counter mode from 2 on.

@@ -10,7 +10,7 @@
 //! as it can be, and is as long as it says; where the same sender's next header stands within it, bytes were
 //! lost. Source: IEC 62056-21 mode D; DSMR P1 5.0.2, 6.2; for sealed frames see [`cipher`].
 
-use memchr::{memchr2, memchr3, memmem};
+use memchr::{memchr, memchr2, memchr3, memmem};
 
 use super::{Reason, cipher};
 
@@ -141,6 +141,26 @@ impl Framer {
                 Some(Piece::Rejected { offset, length: length as u64, reason })
             }
         }
+    }
+
+    /// Says that the sealed frame of this length that was returned last cannot be opened. If another begins within
+    /// it, that is the next piece. Returns how much of the frame is given up.
+    pub(super) fn look_within(&mut self, length: u64) -> u64 {
+        let Some(begin) = usize::try_from(length).ok().and_then(|length| self.head.checked_sub(length)) else {
+            return length;
+        };
+        let mut from = begin.saturating_add(1);
+        while let Some(at) = self.buffer.get(from..self.head).and_then(|rest| memchr(0xDB, rest)) {
+            let at = from.saturating_add(at);
+            // Also a header that the end of the frame cuts through.
+            if self.sealed_length(self.buffer.get(at..).unwrap_or_default()) != Some(None) {
+                self.head = at;
+                self.scanned = at;
+                return at.saturating_sub(begin) as u64;
+            }
+            from = at.saturating_add(1);
+        }
+        length
     }
 
     fn offset_of(&self, index: usize) -> u64 {

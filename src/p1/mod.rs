@@ -85,7 +85,9 @@ pub enum Reason {
         fits: Option<&'static str>,
     },
     /// The telegram is encrypted, and there is no key.
-    #[error("encrypted: the operator of the grid gives the key; put it into a file and name that as `key-file`")]
+    #[error(
+        "encrypted: the operator of the grid gives the key; put it into a file and name that: `key-file` of the port, or --key-file"
+    )]
     Encrypted,
     /// What the key gives is no telegram.
     #[error("wrong key: what it gives is no telegram")]
@@ -116,6 +118,15 @@ fn other_crc(fits: Option<&'static str>) -> String {
 }
 
 impl Reason {
+    /// Whether it shows that the line is read right, though the telegram is refused: only noise and wrong line
+    /// settings leave no form.
+    pub const fn is_readable(self) -> bool {
+        matches!(
+            self,
+            Self::OtherCrc { .. } | Self::Encrypted | Self::WrongKey | Self::SealBroken | Self::Replayed { .. }
+        )
+    }
+
     /// A short name for counters.
     pub const fn kind(self) -> &'static str {
         match self {

@@ -4,11 +4,14 @@
 //! Leaves: what each telegram says, or the reason why a piece of the input is none. Encrypted telegrams are
 //! opened on the way. The result does not depend on how the bytes were split.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{
     Decoded, Dialect, Framer, Key, LineEnds, Piece, Reason, Rejected, Telegram, cipher::Opener, decode, telegram,
 };
+
+/// Far more meters than hang on one port: only noise gets there.
+const MOST_HEADERS: usize = 64;
 
 /// How many telegrams in a row that are clean but for their CRC are not noise any more.
 const FOREIGN: u32 = 5;
@@ -34,8 +37,8 @@ pub struct Reader {
     opener: Option<Opener>,
     /// Clean telegrams with a CRC that does not fit; None once a telegram was accepted.
     foreign: Option<u32>,
-    /// A CRC vouched for a telegram: from then on one without is damaged, whatever version it seems to be.
-    with_crc: bool,
+    /// The headers of meters whose telegrams had a CRC: one without is damaged, whatever version it seems to be.
+    with_crc: BTreeSet<Vec<u8>>,
     /// What a sealed frame held beyond its first telegram.
     rest: VecDeque<Result<Accepted, Rejected>>,
 }
@@ -64,10 +67,15 @@ impl Reader {
             return Some(more);
         }
         let piece = self.framer.poll()?;
-        let length = match piece {
-            Piece::Telegram { bytes, .. } | Piece::Sealed { bytes, .. } => bytes.len() as u64,
-            Piece::Rejected { length, .. } => length,
+        let (header, length) = match piece {
+            Piece::Telegram { bytes, .. } => (telegram::header(bytes), bytes.len() as u64),
+            Piece::Sealed { bytes, .. } => (&[][..], bytes.len() as u64),
+            Piece::Rejected { length, .. } => (&[][..], length),
         };
+        // A copy of it only where it is new.
+        let had_crc = self.with_crc.contains(header);
+        let header = if had_crc { Vec::new() } else { header.to_vec() };
+        let sealed = matches!(piece, Piece::Sealed { .. });
         let result = match piece {
             Piece::Sealed { offset, bytes } => match &mut self.opener {
                 Some(opener) => {
@@ -104,14 +112,25 @@ impl Reader {
             Piece::Rejected { .. } => read(piece, self.dialect),
         };
         if let Ok(accepted) = &result {
-            if self.with_crc && !accepted.vouched {
+            if accepted.vouched && !had_crc {
+                if self.with_crc.len() >= MOST_HEADERS {
+                    self.with_crc.clear();
+                }
+                self.with_crc.insert(header);
+            } else if had_crc && !accepted.vouched {
                 let rejected = Rejected { offset: accepted.offset, length, reason: Reason::CrcMissing };
                 return Some(Err(rejected));
             }
-            self.with_crc |= accepted.vouched;
             self.foreign = None;
         }
-        Some(result)
+        match result {
+            // Bytes were lost or damaged: the next frame may begin within this one.
+            Err(rejected) if sealed && matches!(rejected.reason, Reason::WrongKey | Reason::SealBroken) => {
+                let length = self.framer.look_within(rejected.length);
+                Some(Err(Rejected { length, ..rejected }))
+            }
+            result => Some(result),
+        }
     }
 }
 
@@ -204,13 +223,34 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_frame_does_not_cost_the_next() {
+        let opener = Opener::new(key());
+        let plain = telegram("Lux5\\2").finish(true);
+        let frames = [1, 2, 3].map(|counter| opener.seal(*b"MKA12345", counter, &plain));
+        let length = frames[0].len();
+        // A byte lost in the second, at its end, in its title, and a length that is too long.
+        for (at, flip) in [(50, None), (length - 2, None), (5, Some(1)), (12, Some(1)), (12, Some(64)), (60, Some(1))] {
+            let mut damaged = frames[1].clone();
+            match flip {
+                None => drop(damaged.remove(at)),
+                Some(bit) => damaged[at] ^= bit,
+            }
+            let bytes = [&frames[0][..], &damaged, &frames[2]].concat();
+            let outcomes = outcomes(&mut Reader::new(None, Some(key())), &bytes, 1000);
+            assert_eq!(outcomes.first().unwrap(), "0 1.500");
+            assert_eq!(outcomes.last().unwrap(), &format!("{} 1.500", length + damaged.len()), "{at}: {outcomes:?}");
+        }
+    }
+
+    #[test]
     fn a_meter_that_sent_a_crc_must_go_on_to() {
-        let old = Writer::new("KMP5").line("0-0:96.1.1(4530)").line("1-0:1.8.1(00001*kWh)").finish(false);
+        let other = Writer::new("KMP5").line("0-0:96.1.1(4530)").line("1-0:1.8.1(00002*kWh)").finish(false);
+        let old = Writer::new("XYZ5").line("0-0:96.1.1(4530)").line("1-0:1.8.1(00001*kWh)").finish(false);
         let new = telegram("XYZ5").finish(true);
-        let bytes = [&old[..], &old, &new, &old, &new].concat();
+        let bytes = [&old[..], &old, &new, &old, &other, &new].concat();
         let all = outcomes(&mut Reader::new(None, None), &bytes, 1000);
         let kinds: Vec<_> = all.iter().map(|outcome| outcome.split_once(' ').unwrap().1).collect();
-        assert_eq!(kinds, ["1", "1", "1.500", "crc-missing", "1.500"]);
+        assert_eq!(kinds, ["1", "1", "1.500", "crc-missing", "2", "1.500"]);
     }
 
     #[test]

@@ -191,6 +191,11 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
+/// The header of a telegram, from its `/` to the end of the line.
+pub(super) fn header(bytes: &[u8]) -> &[u8] {
+    without_return(next_line(bytes).0)
+}
+
 /// Whether every line of a telegram has a code, and brackets that are closed: noise is unlikely to leave that.
 pub(super) fn is_clean(bytes: &[u8]) -> bool {
     let telegram = Telegram { offset: 0, bytes, crc: None, line_ends: LineEnds::AsSent };
@@ -207,8 +212,12 @@ fn next_line(text: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn without_return(line: &[u8]) -> &[u8] {
-    line.strip_suffix(b"\r").unwrap_or(line)
+/// A line without its carriage return; terminals and transfers in text mode leave several.
+fn without_return(mut line: &[u8]) -> &[u8] {
+    while let Some(shorter) = line.strip_suffix(b"\r") {
+        line = shorter;
+    }
+    line
 }
 
 impl fmt::Debug for Telegram<'_> {

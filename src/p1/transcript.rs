@@ -54,6 +54,10 @@ pub struct Transcript {
     pending: Vec<u8>,
     /// In a log: the header was there, and no line with a code yet.
     after_header: bool,
+    /// In a log: the first line of a v3 gas value was there.
+    awaiting_value: bool,
+    /// In a hex dump: where the next line begins, the last line, and whether its like were left out.
+    dump: Dump,
     left_out: u64,
 }
 
@@ -120,7 +124,7 @@ impl Transcript {
                     } else if self.form == Some(Form::Log) {
                         self.log_line(line, &mut bytes);
                     } else {
-                        bytes.extend(dump_line(line).unwrap_or_default());
+                        self.dump.line(line, &mut bytes);
                     }
                 }
             }
@@ -132,10 +136,14 @@ impl Transcript {
         let line = without_colour(line);
         let text = line.trim_ascii_end();
         let end = if line.ends_with(b"\r\n") { &b"\r\n"[..] } else { b"\n" };
-        match part_of_telegram(text) {
+        // A value in brackets may be anything, unless it was waited for.
+        let part = part_of_telegram(text).filter(|&(_, part)| part != Part::Value || self.awaiting_value);
+        match part {
             Some((at, part)) => {
                 self.after_header = part == Part::Header;
-                bytes.extend_from_slice(text.get(at..).unwrap_or_default());
+                let part = text.get(at..).unwrap_or_default();
+                self.awaiting_value = part.ends_with(b"(m3)");
+                bytes.extend_from_slice(part);
                 bytes.extend_from_slice(end);
             }
             // The blank line behind the header counts in the CRC.
@@ -145,6 +153,38 @@ impl Transcript {
             }
             None => self.left_out = self.left_out.saturating_add(1),
         }
+    }
+}
+
+/// A hex dump, read line by line.
+#[derive(Debug, Default)]
+struct Dump {
+    next: u64,
+    last: Vec<u8>,
+    squeezed: bool,
+}
+
+impl Dump {
+    fn line(&mut self, line: &[u8], bytes: &mut Vec<u8>) {
+        /// More than that of the same bytes is in no capture.
+        const MOST: u64 = 1 << 20;
+        // `hexdump -C` writes an asterisk for lines that are like the last one.
+        if line.trim_ascii() == b"*" {
+            self.squeezed = true;
+            return;
+        }
+        let Some((offset, found)) = dump_line(line) else { return };
+        if self.squeezed && !self.last.is_empty() {
+            let most = self.next.saturating_add(MOST).min(offset);
+            while self.next < most {
+                bytes.extend_from_slice(&self.last);
+                self.next = self.next.saturating_add(self.last.len() as u64);
+            }
+        }
+        self.squeezed = false;
+        self.next = offset.saturating_add(found.len() as u64);
+        bytes.extend_from_slice(&found);
+        self.last = found;
     }
 }
 
@@ -199,18 +239,19 @@ fn from_pair(&[high, low]: &[u8; 2]) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// The bytes of a line of `hexdump -C` or `xxd`: an offset of at least six digits, a colon or two blanks, pairs of
+/// The offset and the bytes of a line of `hexdump -C` or `xxd`: an offset of at least six digits, a colon or two blanks, pairs of
 /// digits with single blanks between or none, and behind two blanks or a bar the characters.
-fn dump_line(line: &[u8]) -> Option<Vec<u8>> {
+fn dump_line(line: &[u8]) -> Option<(u64, Vec<u8>)> {
     let line = line.trim_ascii();
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (offset, rest) = line.split_at_checked(digits)?;
     if offset.len() < 6 {
         return None;
     }
+    let at = u64::from_str_radix(std::str::from_utf8(offset).ok()?, 16).ok()?;
     // The last line of `hexdump -C` is an offset alone.
     if rest.is_empty() {
-        return (offset.len() == 8).then(Vec::new);
+        return (offset.len() == 8).then(|| (at, Vec::new()));
     }
     let mut rest = rest.strip_prefix(b": ").or_else(|| rest.strip_prefix(b"  "))?;
     let mut bytes = Vec::new();
@@ -228,7 +269,7 @@ fn dump_line(line: &[u8]) -> Option<Vec<u8>> {
             break;
         }
     }
-    (!bytes.is_empty()).then_some(bytes)
+    (!bytes.is_empty()).then_some((at, bytes))
 }
 
 /// A line without the sequences that colour it on a terminal.
@@ -253,6 +294,7 @@ fn without_colour(line: &[u8]) -> Vec<u8> {
 enum Part {
     Header,
     Data,
+    Value,
     End,
 }
 
@@ -269,7 +311,7 @@ fn part_of_telegram(line: &[u8]) -> Option<(usize, Part)> {
                 Some(Part::Data)
             }
             // The second line of a v3 gas value.
-            [b'(', digits @ .., b')'] if is_number(digits) => Some(Part::Data),
+            [b'(', digits @ .., b')'] if is_number(digits) => Some(Part::Value),
             [b'!', crc @ ..] if crc.len() <= 4 && crc.iter().all(u8::is_ascii_hexdigit) => Some(Part::End),
             _ => None,
         };
@@ -356,6 +398,11 @@ mod tests {
         for file in [hexdump, xxd] {
             assert_eq!(read(file.as_bytes()), (Form::HexDump, sent.clone()), "{file}");
         }
+        let squeezed = "00000000  2f 41 42 43 35 0d 0a 0d  0a 28 ff ff ff ff ff ff  |/ABC5....(......|\n\
+                        00000010  ff ff ff ff ff ff ff ff  ff ff ff ff ff ff ff ff  |................|\n*\n\
+                        00000040  29 0d 0a 21                                       |)..!|\n00000044\n";
+        let expected = [b"/ABC5\r\n\r\n(", &[0xFF; 54][..], b")\r\n!"].concat();
+        assert_eq!(read(squeezed.as_bytes()), (Form::HexDump, expected));
     }
 
     #[test]
@@ -386,7 +433,7 @@ mod tests {
     #[test]
     fn lines_that_are_no_part_are_counted() {
         let text = String::from_utf8(telegram()).unwrap();
-        let file: String = text.lines().map(|line| format!("20:00 {line}\n20:00 something else\n")).collect();
+        let file: String = text.lines().map(|line| format!("20:00 {line}\n20:00 something else (3)\n")).collect();
         let mut transcript = Transcript::new();
         transcript.push(file.as_bytes());
         assert_eq!(transcript.form(), Some(Form::Log));
