@@ -108,8 +108,8 @@ pub struct Gateway {
     unwritten: VecDeque<Accepted>,
     /// Said once, until writing works again.
     write_failed: bool,
-    /// The last state of each meter, the quarter-hour of its last `interval`, and what is believed of it.
-    states: HashMap<String, (String, Option<(i64, String)>, BTreeMap<Register, Decimal>)>,
+    /// By meter.
+    states: HashMap<String, Retained>,
     /// Where the broker confirms: what is underway.
     underway: HashMap<Tag, (Epoch, u64)>,
     next_tag: Tag,
@@ -118,6 +118,16 @@ pub struct Gateway {
     confirmed_at: Duration,
     /// The lack of confirmations was said.
     unconfirmed_said: bool,
+}
+
+/// What stays at the broker of a meter.
+#[derive(Debug, Default)]
+struct Retained {
+    state: String,
+    /// The quarter-hour of the last `interval`, and what it said.
+    interval: Option<(i64, String)>,
+    /// The registers as they were last believed.
+    believed: BTreeMap<Register, Decimal>,
 }
 
 #[derive(Debug)]
@@ -399,13 +409,13 @@ impl Gateway {
         if self.states.len() >= MOST_STATES && !self.states.contains_key(&report.meter) {
             self.states.clear();
         }
-        let entry = self.states.entry(report.meter.clone()).or_default();
-        let state = payload::state(report, *received_at, &mut entry.2);
-        entry.0.clone_from(&state);
+        let retained = self.states.entry(report.meter.clone()).or_default();
+        let state = payload::state(report, *received_at, &mut retained.believed);
+        retained.state.clone_from(&state);
         // The first telegram of a quarter-hour; a clock that steps back does not make another.
-        let interval = entry.1.as_ref().is_none_or(|(last, _)| quarter > *last);
+        let interval = retained.interval.as_ref().is_none_or(|(last, _)| quarter > *last);
         if interval {
-            entry.1 = Some((quarter, state.clone()));
+            retained.interval = Some((quarter, state.clone()));
         }
         if !self.connected {
             return;
@@ -548,7 +558,7 @@ impl Gateway {
         tracing::info!("connected to the broker as gateway {id}");
         if self.settings.live {
             self.retain(topic::of_gateway(&base, &id, "status"), "online".into());
-            for (meter, (state, interval, _)) in &self.states {
+            for (meter, Retained { state, interval, .. }) in &self.states {
                 self.retain(topic::of_meter(&base, &id, meter, "state"), state.clone());
                 if let Some((_, state)) = interval {
                     self.retain(topic::of_meter(&base, &id, meter, "interval"), state.clone());

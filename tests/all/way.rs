@@ -747,6 +747,9 @@ async fn what_cannot_be_is_flagged_also_after_a_restart() {
 
     let messages = suspects(&mut wire, &[("OLD", 0, "000500.000"), ("OLD", 1, "000499.000"), ("OLD", 2, "001500.000")]);
     assert_eq!(flags(&messages.await), [None, back.clone(), fast]);
+    // Who only looks at the state is shown what is believed.
+    let states = client.receives(3, "OLD/state").await;
+    assert!(states.iter().all(|seen| seen.json()["import_low"] == 500.0), "{:?}", states.last());
     daemon.kill();
     let daemon = Meterkast::run(&config);
     daemon.says("port p1: open").await;
