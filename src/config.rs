@@ -395,10 +395,20 @@ fn dialect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dialect>
 }
 
 fn connection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Connection, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Connection::from_text(&text).ok_or_else(|| {
-        de::Error::custom(format!("`{text}` is no connection: write phases and amperes, such as \"3x25A\""))
-    })
+    const FORM: &str = "write phases and amperes, such as \"3x25A\"";
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Text(String),
+        Number(i64),
+    }
+    match Limit::deserialize(deserializer) {
+        Ok(Limit::Text(text)) => {
+            Connection::from_text(&text).ok_or_else(|| de::Error::custom(format!("`{text}` is no connection: {FORM}")))
+        }
+        Ok(Limit::Number(number)) => Err(de::Error::custom(format!("`{number}` does not say how many phases: {FORM}"))),
+        Err(_) => Err(de::Error::custom(format!("this is no connection: {FORM}"))),
+    }
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -15,7 +15,10 @@ use std::{
 use tokio::io::AsyncRead;
 use tokio_serial::{DataBits, Parity, SerialPortBuilderExt, SerialStream};
 
-use crate::{config::Address, p1::Key};
+use crate::{
+    config::Address,
+    p1::{Key, NotAKey},
+};
 
 /// A key cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,8 +33,9 @@ pub struct KeyError {
 /// Reads the key of encrypted telegrams from a file, which may be a credential of systemd.
 pub fn read_key(path: &Path) -> Result<Key, KeyError> {
     let failed = |reason| KeyError { path: path.to_owned(), reason };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    Key::from_text(&text).map_err(|error| failed(error.to_string()))
+    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| NotAKey);
+    text.and_then(Key::from_text).map_err(|error| failed(error.to_string()))
 }
 
 /// How a serial line is set.

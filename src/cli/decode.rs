@@ -122,13 +122,21 @@ fn decode_file(
         eprintln!("{name}: read as {}{}", form.name(), left_out(transcript.left_out()));
     }
     if restored > 0 {
-        eprintln!("{name}: {restored} telegrams came without carriage returns; their CRC fits once these are restored");
+        eprintln!("{name}: {}", without_returns(restored));
     }
     if telegrams == 0 && rejected == 0 {
         let what = if bytes == 0 { "is empty" } else { "holds no P1 telegram" };
         eprintln!("{name}: {what}");
     }
     Ok(if telegrams > 0 && rejected == 0 { Outcome::Well } else { Outcome::Partly })
+}
+
+/// That carriage returns had to be restored.
+pub(super) fn without_returns(telegrams: u64) -> String {
+    match telegrams {
+        1 => "1 telegram came without carriage returns; its CRC fits once these are restored".to_owned(),
+        _ => format!("{telegrams} telegrams came without carriage returns; their CRC fits once these are restored"),
+    }
 }
 
 /// What a log held besides.

@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     /// How fast: `real` as the telegrams' own times say, `10x` that many times as fast, `max` as fast as it goes
     #[arg(long, value_name = "SPEED", default_value = "max", value_parser = pace)]
     speed: Pace,
-    /// Broker and store of this configuration, instead of temporary ones
+    /// Broker and store of this configuration, instead of temporary ones; dialect, key and limit of its first port
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Keep the database in this directory
@@ -106,8 +106,7 @@ async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
     ))?;
     output.finish()?;
     if counts.restored > 0 {
-        let restored = counts.restored;
-        eprintln!("{restored} telegrams came without carriage returns; their CRC fits once these are restored");
+        eprintln!("{}", super::decode::without_returns(counts.restored));
     }
     if acknowledged < summary.messages {
         let missing = summary.messages.saturating_sub(acknowledged);

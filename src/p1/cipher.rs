@@ -72,26 +72,31 @@ pub struct Key {
 pub struct NotAKey;
 
 impl Key {
-    /// From 32 hex digits, and 32 more for an authentication key of its own, with white space between.
+    /// From 32 hex digits, and 32 more for an authentication key of its own; white space, colons and a byte order
+    /// mark between them do not matter.
     pub fn from_text(text: &str) -> Result<Self, NotAKey> {
-        let mut keys = text.split_ascii_whitespace().map(sixteen_bytes);
-        let encryption = keys.next().ok_or(NotAKey)??;
-        let authentication = keys.next().transpose()?.unwrap_or(COMMON_AUTHENTICATION_KEY);
-        if keys.next().is_some() { Err(NotAKey) } else { Ok(Self { encryption, authentication }) }
+        let separates = |letter: char| letter.is_ascii_whitespace() || matches!(letter, ':' | '\u{feff}');
+        let mut digits =
+            text.chars().filter(|&letter| !separates(letter)).map(|letter| letter.to_digit(16).ok_or(NotAKey));
+        let encryption = sixteen_bytes(&mut digits)?.ok_or(NotAKey)?;
+        let authentication = sixteen_bytes(&mut digits)?.unwrap_or(COMMON_AUTHENTICATION_KEY);
+        if digits.next().is_some() { Err(NotAKey) } else { Ok(Self { encryption, authentication }) }
     }
 }
 
-fn sixteen_bytes(digits: &str) -> Result<[u8; 16], NotAKey> {
+/// The next 32 digits as bytes; None when there are none.
+fn sixteen_bytes(digits: &mut impl Iterator<Item = Result<u32, NotAKey>>) -> Result<Option<[u8; 16]>, NotAKey> {
     let mut key = [0; 16];
-    let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return Err(NotAKey) };
-    if pairs.len() != key.len() {
-        return Err(NotAKey);
+    for (index, byte) in key.iter_mut().enumerate() {
+        let high = match digits.next() {
+            None if index == 0 => return Ok(None),
+            high => high.ok_or(NotAKey)??,
+        };
+        let low = digits.next().ok_or(NotAKey)??;
+        // Both are at most 15.
+        *byte = (high << 4 | low) as u8;
     }
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()).ok_or(NotAKey);
-    for (byte, &[high, low]) in key.iter_mut().zip(pairs) {
-        *byte = digit(high)? << 4 | digit(low)?;
-    }
-    Ok(key)
+    Ok(Some(key))
 }
 
 impl fmt::Debug for Key {
@@ -266,6 +271,7 @@ mod tests {
     #[test]
     fn keys_are_read_and_never_shown() {
         assert_eq!(Key::from_text(&format!(" {}\n", KEY.to_lowercase())), Key::from_text(KEY));
+        assert_eq!(Key::from_text("\u{feff}00:01 02030405060708090A0B0C0D0E0F\r\n"), Key::from_text(KEY));
         assert_ne!(Key::from_text(&format!("{KEY} {KEY}")), Key::from_text(KEY));
         for text in [
             "",

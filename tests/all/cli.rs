@@ -78,7 +78,7 @@ fn decode_reads_standard_input_and_hex() {
         (&["decode"][..], &bytes[..], ""),
         (&["decode", "-"], &bytes, ""),
         (&["decode", "-"], hex.as_bytes(), "-: read as hex digits\n"),
-        (&["decode", "-"], log.as_bytes(), "-: read as a log; 39 lines are no part of a telegram\n-: 1 telegrams came"),
+        (&["decode", "-"], log.as_bytes(), "-: read as a log; 39 lines are no part of a telegram\n-: 1 telegram came"),
     ] {
         let ended = meterkast(arguments, input);
         assert_eq!(ended.code, Some(0), "{arguments:?}");
