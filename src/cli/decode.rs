@@ -122,7 +122,7 @@ fn decode_file(
         eprintln!("{name}: read as {}{}", form.name(), left_out(transcript.left_out()));
     }
     if restored > 0 {
-        eprintln!("{name}: {}", without_returns(restored));
+        eprintln!("{name}: {}", other_line_ends(restored));
     }
     if telegrams == 0 && rejected == 0 {
         let what = if bytes == 0 { "is empty" } else { "holds no P1 telegram" };
@@ -131,11 +131,15 @@ fn decode_file(
     Ok(if telegrams > 0 && rejected == 0 { Outcome::Well } else { Outcome::Partly })
 }
 
-/// That carriage returns had to be restored.
-pub(super) fn without_returns(telegrams: u64) -> String {
+/// That line ends had to be restored.
+pub(super) fn other_line_ends(telegrams: u64) -> String {
     match telegrams {
-        1 => "1 telegram came without carriage returns; its CRC fits once these are restored".to_owned(),
-        _ => format!("{telegrams} telegrams came without carriage returns; their CRC fits once these are restored"),
+        1 => {
+            "1 telegram came with other line ends than its meter sent; its CRC fits once these are restored".to_owned()
+        }
+        _ => format!(
+            "{telegrams} telegrams came with other line ends than their meter sent; their CRC fits once these are restored"
+        ),
     }
 }
 

@@ -106,7 +106,7 @@ async fn send_and_wait(arguments: Arguments) -> Result<Outcome, Failure> {
     ))?;
     output.finish()?;
     if counts.restored > 0 {
-        eprintln!("{}", super::decode::without_returns(counts.restored));
+        eprintln!("{}", super::decode::other_line_ends(counts.restored));
     }
     if acknowledged < summary.messages {
         let missing = summary.messages.saturating_sub(acknowledged);

@@ -1,6 +1,7 @@
 //! CRC-16/ARC as DSMR 4.0 and later use it (companion standard 5.0.2, section 6.2): polynomial 0x8005
 //! reflected, initial value 0, no final exclusive-or, over `/` through `!` inclusive.
 
+use super::telegram;
 use crc::{CRC_16_ARC, CRC_16_IBM_3740, CRC_16_IBM_SDLC, CRC_16_KERMIT, CRC_16_MODBUS, CRC_16_XMODEM, Crc, Table};
 
 // Sixteen bytes a step: 8 KiB of tables for several times the speed of a byte a step.
@@ -11,10 +12,10 @@ pub fn as_sent(bytes: &[u8]) -> u16 {
     ARC.checksum(bytes)
 }
 
-/// The CRC as it would be with a carriage return before every line feed.
+/// The CRC as it would be with one carriage return before every line feed.
 pub fn with_crlf(bytes: &[u8]) -> u16 {
     let mut digest = ARC.digest();
-    let mut lines = bytes.split(|&byte| byte == b'\n');
+    let mut lines = bytes.split(|&byte| byte == b'\n').map(telegram::without_return);
     if let Some(first) = lines.next() {
         digest.update(first);
     }

@@ -39,7 +39,8 @@ pub struct Telegram<'a> {
 pub enum LineEnds {
     /// As the meter sent them.
     AsSent,
-    /// Without carriage returns, as files and terminals leave them: the CRC fits once they are restored.
+    /// All without carriage returns, or all with several, as files, terminals and transfers leave them: the CRC fits
+    /// once they are restored.
     Restored,
 }
 
@@ -75,8 +76,8 @@ impl<'a> Telegram<'a> {
                 if said == computed {
                     return Ok(Self { crc: Some(said), ..telegram });
                 }
-                // Only where every carriage return is gone: a damaged telegram gets no second chance.
-                if memchr::memchr(b'\r', bytes).is_none() && said == crc::with_crlf(bytes) {
+                // Only where all line ends are alike: a damaged telegram gets no second chance.
+                if line_ends_are_others(bytes) && said == crc::with_crlf(bytes) {
                     return Ok(Self { crc: Some(said), line_ends: LineEnds::Restored, ..telegram });
                 }
                 rejected(match crc::other(bytes, said) {
@@ -212,8 +213,15 @@ fn next_line(text: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// Whether every line ends alike, and not as a meter ends it.
+fn line_ends_are_others(bytes: &[u8]) -> bool {
+    let returns = |line: &[u8]| line.len().saturating_sub(without_return(line).len());
+    let mut lines = bytes.split(|&byte| byte == b'\n').rev().skip(1).map(returns);
+    lines.next().is_some_and(|first| first != 1 && lines.all(|line| line == first))
+}
+
 /// A line without its carriage return; terminals and transfers in text mode leave several.
-fn without_return(mut line: &[u8]) -> &[u8] {
+pub(super) fn without_return(mut line: &[u8]) -> &[u8] {
     while let Some(shorter) = line.strip_suffix(b"\r") {
         line = shorter;
     }
@@ -290,6 +298,10 @@ mod tests {
         let sent = Writer::new("A").line("0-0:17.0.0(1)").finish(true);
         let bare: Vec<u8> = sent.iter().copied().filter(|&byte| byte != b'\r').collect();
         assert_eq!(check(&bare).unwrap(), ["Some(0-0:17.0.0)(1)"]);
+        let twice = String::from_utf8(bare).unwrap().replace('\n', "\r\r\n");
+        assert_eq!(check(twice.as_bytes()).unwrap(), ["Some(0-0:17.0.0)(1)"]);
+        // One that differs is damage.
+        assert!(check(twice.replacen("\r\r\n", "\r\n", 1).as_bytes()).is_err());
     }
 
     #[test]

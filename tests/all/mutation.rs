@@ -73,7 +73,10 @@ fn restore(bytes: &[u8]) -> Vec<u8> {
     bytes
         .split_inclusive(|&byte| byte == b'\n')
         .flat_map(|line| match line {
-            [text @ .., b'\n'] => [text, b"\r\n"].concat(),
+            [text @ .., b'\n'] => {
+                let returns = text.iter().rev().take_while(|&&byte| byte == b'\r').count();
+                [&text[..text.len() - returns], b"\r\n"].concat()
+            }
             text => text.to_vec(),
         })
         .collect()
