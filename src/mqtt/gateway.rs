@@ -300,6 +300,9 @@ impl Gateway {
                     self.health.accepted = self.health.accepted.saturating_add(1);
                     for report in reports {
                         self.health.unknown = self.health.unknown.saturating_add(report.unknown.len() as u64);
+                        let suspect = report.readings.iter().filter(|reading| reading.suspect.is_some()).count();
+                        self.health.suspect = self.health.suspect.saturating_add(suspect as u64);
+                        self.health.changed |= suspect > 0;
                         let body = payload::body(&report, received_at);
                         self.unwritten.push_back(Accepted { report, received_at, body });
                     }

@@ -21,6 +21,8 @@ pub(super) struct Health {
     pub(super) acks_ignored: u64,
     /// Lines that no table explained.
     pub(super) unknown: u64,
+    /// Readings that are not believed.
+    pub(super) suspect: u64,
     /// What each port does.
     pub(super) ports: BTreeMap<Arc<str>, String>,
     /// Whether something changed that is worth saying before its time.
@@ -32,12 +34,15 @@ pub(super) struct Health {
 impl Health {
     /// As JSON. `depth`: messages not confirmed by all stores; `unwritten`: those that wait for the journal.
     pub(super) fn to_json(&self, epoch: Epoch, depth: u64, unwritten: usize) -> String {
-        let Self { accepted, rejected, messages, lost, acks_ignored, unknown, ports, .. } = self;
+        let Self { accepted, rejected, messages, lost, acks_ignored, unknown, suspect, ports, .. } = self;
         let at = Moment::utc(Timestamp::now());
         let mut json = format!("{{\"schema\":1,\"at\":\"{at}\",\"epoch\":\"{epoch}\"");
         // Writing to a String cannot fail.
         let _ = write!(json, ",\"accepted\":{accepted},\"messages\":{messages},\"depth\":{depth},\"lost\":{lost}");
-        let _ = write!(json, ",\"unwritten\":{unwritten},\"unknown\":{unknown},\"acks_ignored\":{acks_ignored}");
+        let _ = write!(
+            json,
+            ",\"unwritten\":{unwritten},\"unknown\":{unknown},\"suspect\":{suspect},\"acks_ignored\":{acks_ignored}"
+        );
         json.push_str(",\"rejected\":{");
         for (index, (kind, count)) in rejected.iter().enumerate() {
             let _ = write!(json, "{}\"{kind}\":{count}", if index > 0 { "," } else { "" });

@@ -774,6 +774,11 @@ async fn what_cannot_be_is_flagged_also_after_a_restart() {
         (&Value::Null, &"OLD".into())
     );
     daemon.says("the meter's clock is").await;
+    // This run has flagged nine.
+    until("the count of flagged readings", async || {
+        client.under("gw-1/health").last().filter(|seen| seen.json()["suspect"] == 9).map(drop)
+    })
+    .await;
 }
 
 #[tokio::test]
