@@ -1,7 +1,7 @@
 //! Which country's telegram it is, and the units and registers that its values may have.
 //!
 //! Enters: the header and the lines of a telegram. Leaves: a [`Dialect`], by what gives it away. What the
-//! codes mean in each dialect stands in [`table`](super::table).
+//! codes mean in each dialect stands in [`table`].
 //!
 //! Not supported: telling Sweden, Denmark, Finland, Switzerland and most Austrian meters apart. Their
 //! telegrams do not say where they are; nothing but Finland's time zone depends on it, and a
