@@ -163,6 +163,10 @@ impl std::str::FromStr for Moment {
                 PiecesOffset::Numeric(offset) => offset.offset(),
                 _ => return None,
             };
+            // RFC 3339 has no seconds in an offset, and neither has a text of ours.
+            if offset.seconds().rem_euclid(60) != 0 {
+                return None;
+            }
             let instant = offset.to_timestamp(pieces.date().to_datetime(pieces.time()?)).ok()?;
             Some(Self { instant, offset })
         };
@@ -185,6 +189,7 @@ mod tests {
         }
         assert!("2026-07-14T12:00:03".parse::<Moment>().is_err());
         assert!("yesterday".parse::<Moment>().is_err());
+        assert!("2026-07-14T12:00:03+01:00:30".parse::<Moment>().is_err());
     }
 
     #[test]

@@ -56,6 +56,17 @@ pub(super) fn frame_length(begin: &[u8; TELLING]) -> Option<usize> {
     (CONTROL + TAG < length && length <= CONTROL + TAG + MAX_TELEGRAM).then(|| length.saturating_add(HEAD))
 }
 
+/// Whether these bytes are a header, or the beginning of one.
+pub(super) fn may_begin(bytes: &[u8]) -> bool {
+    match bytes.first_chunk() {
+        Some(begin) => frame_length(begin).is_some(),
+        None => {
+            let known = [(0, 0xDB), (1, 0x08), (10, 0x82)];
+            known.iter().all(|&(at, expected)| bytes.get(at).is_none_or(|&byte| byte == expected))
+        }
+    }
+}
+
 /// What opens the telegrams of one meter. Printed as dots.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {

@@ -236,7 +236,10 @@ mod tests {
                 Some(bit) => damaged[at] ^= bit,
             }
             let bytes = [&frames[0][..], &damaged, &frames[2]].concat();
-            let outcomes = outcomes(&mut Reader::new(None, Some(key())), &bytes, 1000);
+            let outcomes = |size| outcomes(&mut Reader::new(None, Some(key())), &bytes, size);
+            let all: Vec<_> = [1, 3, 13, 1000].into_iter().map(outcomes).collect();
+            assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{at}: {all:?}");
+            let outcomes = &all[0];
             assert_eq!(outcomes.first().unwrap(), "0 1.500");
             assert_eq!(outcomes.last().unwrap(), &format!("{} 1.500", length + damaged.len()), "{at}: {outcomes:?}");
         }
