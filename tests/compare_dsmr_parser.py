@@ -4,6 +4,7 @@ import datetime
 import decimal
 import glob
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -152,6 +153,8 @@ def compare(name, telegram, theirs, reports, tariffs):
 
 
 def main():
+    # What theirs does not accept is no news.
+    logging.disable(logging.CRITICAL)
     arguments = sys.argv[1:] or ["target/debug/meterkast"]
     meterkast, files = arguments[0], arguments[1:]
     if not files:
