@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     if form == Some(Form::Raw) {
         assert_eq!(bytes, file);
     }
-    // A line end more for the blank line behind a header, and for a last line without.
-    assert!(bytes.len() <= 2 * file.len() + 1);
+    // An asterisk in a hex dump may stand for a telegram's length of bytes, and needs a line behind it.
+    assert!(bytes.len() <= 1024 * (file.len() + 1));
     let _ = read(file.chunks(usize::from(size).max(1)));
 });

@@ -166,8 +166,8 @@ struct Dump {
 
 impl Dump {
     fn line(&mut self, line: &[u8], bytes: &mut Vec<u8>) {
-        /// More than that of the same bytes is in no capture.
-        const MOST: u64 = 1 << 20;
+        /// More than that of the same bytes is in no telegram; and a line of one character must not fill the memory.
+        const MOST: u64 = super::MAX_TELEGRAM as u64;
         // `hexdump -C` writes an asterisk for lines that are like the last one.
         if line.trim_ascii() == b"*" {
             self.squeezed = true;
