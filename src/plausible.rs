@@ -7,9 +7,9 @@
 //! A counter is doubtful when it is lower than before (`backwards`), or when it grew by more than the connection
 //! can carry in the time (`too_fast`); a power when the connection cannot carry it. Ten readings in a row that
 //! agree with each other but not with what was believed are believed from then on, and an event `outlier:<register>`
-//! says when the last value that they contradict was; the first nine stay flagged. There may be more before it: who adds up goes back from there
-//! for as long as the values contradict the new one. So a counter that was reset, or a first value that was wrong,
-//! ends as ten flags and one event.
+//! says when the last value that they contradict was; the first nine stay flagged. There may be more before it: who
+//! adds up goes back from there for as long as the values contradict the new one. So a counter that was reset, or a
+//! first value that was wrong, ends as nine flags and one event.
 //!
 //! The time between two readings is that of the meter's clock, but on a live port no more than passed at the gateway:
 //! a damaged clock must not excuse a leap. A capture has only the meter's clock.
@@ -179,9 +179,10 @@ impl Judge {
         let minutes = behind.saturating_add(30).div_euclid(60);
         let minutes = if minutes.abs() < 10 { 0 } else { minutes };
         let (last, count, said) = &mut self.clock;
-        *count = if minutes == *last { count.saturating_add(1) } else { 1 };
+        // A clock that stands between two minutes, or drifts, is told once.
+        *count = if minutes.abs_diff(*last) < 10 { count.saturating_add(1) } else { 1 };
         *last = minutes;
-        (*count >= CONVINCING && minutes != *said).then(|| {
+        (*count >= CONVINCING && minutes.abs_diff(*said) >= 10).then(|| {
             *said = minutes;
             minutes
         })
@@ -493,6 +494,11 @@ mod tests {
         assert!(all.is_empty(), "{all:?}");
         let all: Vec<_> = (0..40).filter_map(|second| told(second, second + 3605)).collect();
         assert_eq!(all, [60]);
+        // Between two minutes, and later: neither is news.
+        let all: Vec<_> = (0..40).filter_map(|second| told(second, second + 3629 + second % 2)).collect();
+        assert!(all.is_empty(), "{all:?}");
+        let all: Vec<_> = (0..40).filter_map(|second| told(second, second + 3900)).collect();
+        assert!(all.is_empty(), "{all:?}");
         // Once may be damage.
         assert_eq!(told(41, 41), None);
         let all: Vec<_> = (42..80).filter_map(|second| told(second + 7200, second)).collect();

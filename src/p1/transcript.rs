@@ -239,8 +239,8 @@ fn from_pair(&[high, low]: &[u8; 2]) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// The offset and the bytes of a line of `hexdump -C` or `xxd`: an offset of at least six digits, a colon or two blanks, pairs of
-/// digits with single blanks between or none, and behind two blanks or a bar the characters.
+/// The offset and the bytes of a line of `hexdump -C` or `xxd`: an offset of at least six digits, a colon or two
+/// blanks, pairs of digits with single blanks between or none, and behind two blanks or a bar the characters.
 fn dump_line(line: &[u8]) -> Option<(u64, Vec<u8>)> {
     let line = line.trim_ascii();
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
