@@ -12,6 +12,7 @@ pub mod unit;
 pub mod obis;
 pub mod reading;
 pub mod p1;
+pub mod mbus;
 pub mod plausible;
 pub mod delivery;
 pub mod payload;

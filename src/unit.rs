@@ -216,6 +216,11 @@ impl Unit {
     /// Second.
     pub const S: Self = Self(Cow::Borrowed("s"));
 
+    /// A unit known when this was compiled: at most 16 printable ASCII characters.
+    pub const fn named(text: &'static str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+
     /// From a text of at most 16 printable ASCII characters; None for anything else.
     pub fn from_text(text: &str) -> Option<Self> {
         const KNOWN: [Unit; 12] = [
