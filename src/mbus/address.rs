@@ -140,9 +140,9 @@ impl Pattern {
 
     /// Whether it selects this slave. Each byte of the manufacturer counts for itself, as slaves do it.
     pub fn matches(self, slave: Secondary) -> bool {
-        let digits = (0..8).all(|digit| {
-            let wanted = self.id >> (digit * 4) & 0xF;
-            wanted == 0xF || wanted == slave.id >> (digit * 4) & 0xF
+        let digits = [0, 4, 8, 12, 16, 20, 24, 28].into_iter().all(|digit| {
+            let wanted = self.id >> digit & 0xF;
+            wanted == 0xF || wanted == slave.id >> digit & 0xF
         });
         let byte = |wanted: u8, is: u8| wanted == 0xFF || wanted == is;
         let maker = self.manufacturer.to_le_bytes().into_iter().zip(slave.manufacturer.0.to_le_bytes());

@@ -31,7 +31,7 @@ pub(super) const fn variable_length(first: u8) -> Option<usize> {
     Some(match first {
         0x00..=0xBF => first as usize,
         0xC0..=0xC9 | 0xD0..=0xD9 | 0xE0..=0xEF => (first & 0x0F) as usize,
-        0xF0..=0xF4 => (first as usize - 0xEC) * 4,
+        0xF0..=0xF4 => (first as usize & 7).saturating_add(4).saturating_mul(4),
         0xF5 => 48,
         0xF6 => 64,
         _ => return None,

@@ -9,6 +9,8 @@
 //! Not supported, and kept raw: profiles (VIFE 13, 1E, 1F), non-metric alternatives (3D), OBIS declarations (3F),
 //! the third table (EF), and what is reserved.
 
+#![expect(clippy::arithmetic_side_effects, reason = "small numbers of the lowest bits of a code")]
+
 use std::{borrow::Cow, fmt::Write as _};
 
 use super::record::Vib;

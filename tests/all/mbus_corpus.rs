@@ -187,6 +187,7 @@ fn compare_record(context: &str, record: &Record<'_>, opinion: &serde_json::Valu
         "hw_version" => "hardware_version",
         "sw_version" => "software_version",
         "meter_stops" => "stops",
+        "rel_humidity" => "relative_humidity",
         "reset_counter" => "resets",
         text if text.starts_with("text:") => "text_",
         other => other,
