@@ -139,7 +139,7 @@ fn compare(name: &str, bytes: &[u8], opinion: &serde_json::Value) -> usize {
         assert_eq!(u64::from(secondary.medium), opinion["med"], "{name}");
         assert_eq!(u64::from(answer.state.unwrap().status), opinion["status"], "{name}");
     }
-    let Frame::Long { data, ci, .. } = frame else { unreachable!() };
+    let Frame::Long { data, ci, .. } = frame else { panic!("{name}") };
     let data = if ci == 0x78 { data } else { &data[12..] };
     let opinions = opinion["records"].as_array().unwrap();
     let items: Vec<Item<'_>> = Records::new(data).map(Result::unwrap).collect();
