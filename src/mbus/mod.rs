@@ -23,12 +23,15 @@ pub mod address;
 mod decode;
 mod faults;
 pub mod frame;
+pub mod master;
 mod real;
 pub mod record;
+pub mod scan;
 pub mod value;
 pub mod vif;
 
 pub use address::{Manufacturer, Pattern, Secondary};
 pub use decode::{Answer, Decoded, Reason, State, decode, read};
 pub use frame::{Frame, FrameError, MAX_FRAME, control};
+pub use master::{Action, Command, Job, Master, Outcome, Readout, Target, Task, Timing, Trouble};
 pub use record::{Coding, Item, Record, RecordError, Records, Vib};

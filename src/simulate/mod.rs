@@ -16,13 +16,18 @@
 //! # Ok::<(), NotAMoment>(())
 //! ```
 //!
-//! Not supported yet: virtual M-Bus meters. Not supported: other countries, other versions than DSMR
+//! [`Bus`] is an M-Bus with virtual slaves.
+//!
+//! Not supported: other countries, other versions than DSMR
 //! 5.0.2, public holidays (the low tariff on weekdays), years outside 2007..=2099, whose telegrams no
 //! clock of a meter could show, and fractions of a second, which are dropped.
 
+pub mod bus;
 mod habits;
 mod household;
+pub mod slave;
 
+pub use bus::Bus;
 pub use household::{Book, Household};
 
 /// A number from 0 to below `below`, as if thrown: always the same for the same seed, stream and index.

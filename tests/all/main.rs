@@ -16,6 +16,7 @@ mod corpus;
 mod differential;
 mod fixtures;
 mod house;
+mod mbus_bus;
 mod mbus_corpus;
 mod mutation;
 mod noise;
