@@ -27,6 +27,7 @@ pub mod master;
 mod real;
 pub mod record;
 pub mod scan;
+pub mod schedule;
 pub mod value;
 pub mod vif;
 

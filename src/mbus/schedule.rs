@@ -1,0 +1,181 @@
+//! When which meter of a bus is read.
+//!
+//! Enters: how often each meter is to be read, the time, and whether the last reading came to something. Leaves:
+//! which meter is next. Pure, with times as durations since any one moment, like the master's.
+//!
+//! - After the start each meter is read as soon as the bus is free, then in a turn of its own: meter `i` of `n`
+//!   at `i/n` of the interval, so that the bus is never bunched.
+//! - A meter is never read before its least interval is over: battery meters fall silent when they are read too
+//!   often.
+//! - Those that failed are read again when all others that are due have had their turn, up to twice. Who failed in
+//!   all passes gets one pass an interval until it answers.
+
+use std::time::Duration;
+
+use super::master::Instant;
+
+/// Passes over a meter that fails, the first one counted.
+const PASSES: u8 = 3;
+/// A disturbance is given so long to pass.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a meter is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    /// From one reading to the next.
+    pub interval: Duration,
+    /// Never sooner than this after the last reading; zero for no such limit.
+    pub at_least: Duration,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Read this meter, by its index, now.
+    Now(usize),
+    /// Nothing before this time.
+    At(Instant),
+    /// Nothing ever: there are no meters.
+    Never,
+}
+
+/// The meters of a bus and their turns.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    turns: Vec<Turn>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Turn {
+    rhythm: Rhythm,
+    /// When its turn comes round, from the start of each interval.
+    offset: Duration,
+    due: Instant,
+    /// Failures since the turn began.
+    failed: u8,
+    /// Whether all passes of the last turn failed.
+    absent: bool,
+    last_read: Option<Instant>,
+}
+
+impl Schedule {
+    /// For meters that are all due at `now`.
+    pub fn new(rhythms: &[Rhythm], now: Instant) -> Self {
+        let count = u32::try_from(rhythms.len()).unwrap_or(u32::MAX).max(1);
+        let turns = rhythms.iter().enumerate().map(|(index, rhythm)| {
+            let share = rhythm.interval.checked_div(count).unwrap_or_default();
+            let offset = share.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX));
+            Turn { rhythm: *rhythm, offset, due: now, failed: 0, absent: false, last_read: None }
+        });
+        Self { turns: turns.collect() }
+    }
+
+    /// Takes over that a meter was read so long before `now`, in an earlier run.
+    pub fn was_read(&mut self, meter: usize, ago: Duration, now: Instant) {
+        let Some(turn) = self.turns.get_mut(meter) else { return };
+        let rest = turn.rhythm.at_least.saturating_sub(ago);
+        turn.due = turn.due.max(now.saturating_add(rest));
+    }
+
+    /// What is due at `now`: of several the one that is due longest, those that failed last.
+    pub fn next(&self, now: Instant) -> Due {
+        let ready = self.turns.iter().enumerate().filter(|(_, turn)| turn.due <= now);
+        if let Some((index, _)) = ready.min_by_key(|(_, turn)| (turn.failed, turn.due)) {
+            return Due::Now(index);
+        }
+        self.turns.iter().map(|turn| turn.due).min().map_or(Due::Never, Due::At)
+    }
+
+    /// Notes what came of reading a meter.
+    pub fn done(&mut self, meter: usize, now: Instant, well: bool) {
+        let Some(turn) = self.turns.get_mut(meter) else { return };
+        if well {
+            (turn.failed, turn.absent, turn.last_read) = (0, false, Some(now));
+            turn.come_round(now);
+            return;
+        }
+        turn.failed = turn.failed.saturating_add(1);
+        let passes = if turn.absent { 1 } else { PASSES };
+        if turn.failed < passes {
+            turn.due = now.saturating_add(PAUSE.saturating_mul(turn.failed.into()));
+        } else {
+            (turn.failed, turn.absent) = (0, true);
+            turn.come_round(now);
+        }
+    }
+}
+
+impl Turn {
+    /// The next turn of its own that is at least half an interval away, and within what the meter bears.
+    fn come_round(&mut self, now: Instant) {
+        let Rhythm { interval, at_least } = self.rhythm;
+        let half = interval.checked_div(2).unwrap_or_default();
+        let bearable = self.last_read.map_or(now, |last| last.saturating_add(at_least));
+        let earliest = now.saturating_add(half).max(bearable);
+        let past = earliest.saturating_sub(self.offset).as_nanos();
+        // Rounded up to whole intervals.
+        let turns = past.div_ceil(interval.as_nanos().max(1));
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        self.due = self.offset.saturating_add(interval.saturating_mul(turns)).max(earliest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUARTER: Rhythm = Rhythm { interval: Duration::from_secs(900), at_least: Duration::ZERO };
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    /// Reads for a while, each reading taking a second; when each meter was read.
+    fn run(schedule: &mut Schedule, until: u64, well: impl Fn(usize, u64) -> bool) -> Vec<Vec<u64>> {
+        let mut read = vec![Vec::new(); schedule.turns.len()];
+        let mut now = seconds(0);
+        while now < seconds(until) {
+            match schedule.next(now) {
+                Due::Now(meter) => {
+                    read[meter].push(now.as_secs());
+                    now += seconds(1);
+                    schedule.done(meter, now, well(meter, now.as_secs()));
+                }
+                Due::At(at) => now = at,
+                Due::Never => break,
+            }
+        }
+        read
+    }
+
+    #[test]
+    fn all_are_read_at_once_and_then_spread() {
+        let mut schedule = Schedule::new(&[QUARTER; 4], seconds(0));
+        let read = run(&mut schedule, 3600, |_, _| true);
+        assert_eq!(read[0], [0, 900, 1800, 2700]);
+        assert_eq!(read[1], [1, 1125, 2025, 2925]);
+        assert_eq!(read[2], [2, 1350, 2250, 3150]);
+        assert_eq!(read[3], [3, 675, 1575, 2475, 3375]);
+    }
+
+    #[test]
+    fn those_that_fail_come_last_and_hold_up_nobody() {
+        let mut schedule = Schedule::new(&[QUARTER; 3], seconds(0));
+        let read = run(&mut schedule, 1000, |meter, _| meter != 0);
+        assert_eq!(read[0], [0, 6, 17, 900]);
+        assert_eq!(read[1][0], 1);
+        // While it is absent it is asked once an interval; when it is back, passes come back too.
+        let read = run(&mut Schedule::new(&[QUARTER], seconds(0)), 9000, |_, now| (2000..4000).contains(&now));
+        assert_eq!(read[0], [0, 6, 17, 900, 1800, 2700, 3600, 4500, 4506, 4517, 5400, 6300, 7200, 8100]);
+    }
+
+    #[test]
+    fn a_battery_meter_is_never_read_too_often() {
+        let battery = Rhythm { interval: seconds(900), at_least: seconds(4140) };
+        let mut schedule = Schedule::new(&[QUARTER, battery], seconds(0));
+        schedule.was_read(1, seconds(1000), seconds(0));
+        let read = run(&mut schedule, 20_000, |_, _| true);
+        assert_eq!(read[1], [3140, 7650, 12_150, 16_650]);
+        assert_eq!(Schedule::new(&[], seconds(0)).next(seconds(5)), Due::Never);
+    }
+}
