@@ -13,6 +13,7 @@ use tokio::{io::AsyncReadExt, sync::mpsc, time::Instant};
 
 use crate::{
     config::Address,
+    mbus::Trouble,
     moment::Moment,
     p1::{Dialect, Form, Key, LineEnds, Reader, Rejected, Transcript},
     plausible::Judge,
@@ -59,6 +60,15 @@ pub enum What {
     },
     /// The meter's clock stands this many minutes behind the gateway's (ahead: negative); 0: not any more.
     ClockOff(i64),
+    /// A meter on a bus was asked for its readings.
+    Asked {
+        /// Its address on the bus.
+        meter: Arc<str>,
+        /// What came of it, where that is no report.
+        trouble: Option<Trouble>,
+    },
+    /// Something worth saying of a bus: what is waited for, what was found.
+    Note(String),
     /// The port cannot be read; it is tried again.
     Lost(PortError),
     /// The input has ended: a file, a pipe.
@@ -359,7 +369,7 @@ impl Collector {
 }
 
 /// The gateway's clock, to the millisecond.
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }

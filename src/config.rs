@@ -2,9 +2,9 @@
 //!
 //! Enters: the text of a file. Leaves: a [`Config`] in which every value is usable as it stands, or a
 //! [`ConfigError`] that names the line and the remedy. Which sections are there says which roles the
-//! process takes: `[[p1]]` makes it a gateway, `[store]` a store. Secrets stand in files of their own.
+//! process takes: `[[p1]]` and `[[mbus]]` make it a gateway, `[store]` a store. Secrets stand in files of their own.
 //!
-//! Not supported yet: `[[mbus]]`, `[http]`, `postgres://`.
+//! Not supported yet: `[http]`, `postgres://`.
 
 use std::{
     fmt,
@@ -15,7 +15,11 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{p1::Dialect, plausible::Connection};
+use crate::{
+    mbus::{Command, Job, Pattern, Target, Timing, frame::address, schedule::Rhythm},
+    p1::Dialect,
+    plausible::Connection,
+};
 
 /// Everything a configuration says.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +31,9 @@ pub struct Config {
     /// `[[p1]]`.
     #[serde(default)]
     pub p1: Vec<P1>,
+    /// `[[mbus]]`.
+    #[serde(default)]
+    pub mbus: Vec<Mbus>,
     /// `[mqtt]`.
     #[serde(default)]
     pub mqtt: Mqtt,
@@ -43,6 +50,20 @@ pub struct Config {
 pub struct Gateway {
     /// Its name on MQTT; by default made from the board's serial number.
     pub id: Option<GatewayId>,
+    /// Whether this machine's clock can be trusted from the start.
+    #[serde(default)]
+    pub clock: ClockTrust,
+}
+
+/// Whether this machine's clock can be trusted from the start. A Raspberry Pi wakes up in the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockTrust {
+    /// Meters that give no time are read once the clock is synchronised, or after ten minutes, then marked.
+    #[default]
+    WhenSynchronised,
+    /// It is right from the start: a battery keeps it, or the host of a container does.
+    Always,
 }
 
 /// `[[p1]]`: a port of a smart meter.
@@ -63,6 +84,112 @@ pub struct P1 {
     /// What the connection can carry: what is beyond is flagged as too fast.
     #[serde(default, deserialize_with = "connection")]
     pub limit: Connection,
+}
+
+/// `[[mbus]]`: a bus of heat and water meters.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Mbus {
+    /// What it is called; names meters that do not name themselves.
+    #[serde(default = "Mbus::default_name")]
+    pub name: Name,
+    /// Where the converter is: a serial device or `tcp://host:port`.
+    #[serde(deserialize_with = "two_way")]
+    pub port: Address,
+    /// Bits a second.
+    #[serde(default = "Mbus::default_baud", deserialize_with = "baud")]
+    pub baud: u32,
+    /// From one reading of a meter to the next.
+    #[serde(default = "Mbus::default_interval", deserialize_with = "duration")]
+    pub interval: Duration,
+    /// How long meters may take to answer; by default what the standard allows them.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub timeout: Option<Duration>,
+    /// What the converter adds to every answer.
+    #[serde(default = "Mbus::default_allowance", deserialize_with = "duration")]
+    pub allowance: Duration,
+    /// Hours that the meters' clocks stand ahead of UTC in winter.
+    #[serde(default = "Mbus::default_utc_offset", deserialize_with = "utc_offset")]
+    pub utc_offset: i8,
+    /// `[[mbus.meter]]`; none: they are searched for once, and remembered.
+    #[serde(default, rename = "meter")]
+    pub meters: Vec<Meter>,
+}
+
+/// `[[mbus.meter]]`: a meter on a bus. What is not said here is as for the bus.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Meter {
+    /// Its primary address, or its number.
+    #[serde(deserialize_with = "target")]
+    pub address: Target,
+    /// From one reading to the next.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub interval: Option<Duration>,
+    /// It is never read sooner than this after the last reading.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub at_least: Option<Duration>,
+    /// How long it may take to answer.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub timeout: Option<Duration>,
+    /// Bits a second.
+    #[serde(default, deserialize_with = "some_baud")]
+    pub baud: Option<u32>,
+    /// No more telegrams of a reading than these are asked for.
+    #[serde(default, deserialize_with = "telegrams")]
+    pub telegrams: Option<u8>,
+    /// What is sent before each reading: control information and data in hex digits.
+    #[serde(default, deserialize_with = "commands")]
+    pub before: Vec<Command>,
+}
+
+impl Meter {
+    /// A meter with nothing said but its address.
+    pub const fn at(address: Target) -> Self {
+        Self { address, interval: None, at_least: None, timeout: None, baud: None, telegrams: None, before: Vec::new() }
+    }
+}
+
+impl Mbus {
+    fn default_name() -> Name {
+        Name("mbus".to_owned())
+    }
+
+    const fn default_baud() -> u32 {
+        2400
+    }
+
+    const fn default_interval() -> Duration {
+        Duration::from_secs(15 * 60)
+    }
+
+    const fn default_allowance() -> Duration {
+        Timing::STANDARD.allowance
+    }
+
+    const fn default_utc_offset() -> i8 {
+        1
+    }
+
+    /// The times of the bus.
+    pub fn timing(&self) -> Timing {
+        Timing { baud: self.baud, timeout: self.timeout, allowance: self.allowance, ..Timing::STANDARD }
+    }
+
+    /// How a meter is read.
+    pub fn job(&self, meter: &Meter) -> Job {
+        let bus = self.timing();
+        let timing = Timing { baud: meter.baud.unwrap_or(bus.baud), timeout: meter.timeout.or(bus.timeout), ..bus };
+        let most_telegrams = meter.telegrams.unwrap_or(Job::MOST_TELEGRAMS);
+        let task = crate::mbus::Task::Read { before: meter.before.clone(), most_telegrams };
+        Job { target: meter.address, task, timing }
+    }
+
+    /// How often a meter is read.
+    pub fn rhythm(&self, meter: &Meter) -> Rhythm {
+        let at_least = meter.at_least.unwrap_or_default();
+        Rhythm { interval: meter.interval.unwrap_or(self.interval).max(at_least), at_least }
+    }
 }
 
 /// `[mqtt]`: the broker.
@@ -411,6 +538,88 @@ fn connection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Connection, 
     }
 }
 
+fn two_way<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+    match Address::deserialize(deserializer)? {
+        Address::Stdin => Err(de::Error::custom(
+            "standard input is no bus: write a serial device such as \"/dev/serial/by-id/usb-...\", or \"tcp://host:port\"",
+        )),
+        address => Ok(address),
+    }
+}
+
+fn baud<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let baud = i64::deserialize(deserializer)?;
+    let known = Timing::RATES.into_iter().find(|rate| i64::from(*rate) == baud);
+    known.ok_or_else(|| {
+        de::Error::custom(format!(
+            "`{baud}` is no baud rate of M-Bus: write one of {}",
+            Timing::RATES.map(|rate| rate.to_string()).join(", ")
+        ))
+    })
+}
+
+fn some_baud<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    baud(deserializer).map(Some)
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+fn utc_offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i8, D::Error> {
+    let hours = i64::deserialize(deserializer)?;
+    i8::try_from(hours).ok().filter(|hours| (-12..=14).contains(hours)).ok_or_else(|| {
+        de::Error::custom(format!("`{hours}`: write whole hours from -12 to 14, such as 1 for Central Europe"))
+    })
+}
+
+fn telegrams<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    let valid = u8::try_from(count).ok().filter(|count| (1..=250).contains(count));
+    valid.map(Some).ok_or_else(|| de::Error::custom(format!("`{count}` telegrams: write 1 to 250")))
+}
+
+fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(i64),
+        Text(String),
+    }
+    const FORM: &str = "write a primary address from 0 to 250, or in quotation marks the meter's number \
+                        (\"12345678\", 16 digits, or \"KAM-12345678-1B-04\")";
+    match Written::deserialize(deserializer) {
+        Ok(Written::Number(number)) => u8::try_from(number)
+            .ok()
+            .filter(|number| *number <= address::LAST || *number == address::EVERYONE)
+            .map(Target::Primary)
+            .ok_or_else(|| de::Error::custom(format!("`{number}` is no address: {FORM}"))),
+        Ok(Written::Text(text)) => Pattern::from_text(&text)
+            .map(Target::Secondary)
+            .ok_or_else(|| de::Error::custom(format!("`{text}` is no address: {FORM}"))),
+        Err(_) => Err(de::Error::custom(format!("this is no address: {FORM}"))),
+    }
+}
+
+/// Each text: a byte of control information, and data.
+fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Command>, D::Error> {
+    let read = |text: &String| {
+        let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+        let (ci, data) = bytes.as_deref().and_then(<[u8]>::split_first)?;
+        (rest.is_empty() && data.len() <= 252).then(|| Command { ci: *ci, data: data.to_vec() })
+    };
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let refuse = |text: &String| {
+        de::Error::custom(format!(
+            "`{text}` is no command: write control information and data in hex digits, such as \"50 10\" for an application reset with subcode 10"
+        ))
+    };
+    texts.iter().map(|text| read(text).ok_or_else(|| refuse(text))).collect()
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).ok_or_else(|| {
@@ -502,13 +711,25 @@ impl Config {
             ConfigError { file: file.to_owned(), line, message: explain(error.message()) }
         })?;
         let wrong = |message: String| Err(ConfigError { file: file.to_owned(), line: 0, message });
-        for (index, port) in config.p1.iter().enumerate() {
-            if config.p1.iter().take(index).any(|other| other.name == port.name) {
-                let name = port.name.as_str();
-                return wrong(format!("two ports are named `{name}`: give each [[p1]] a `name` of its own"));
+        let p1 = config.p1.iter().map(|port| (&port.name, &port.port, "[[p1]]"));
+        let ports: Vec<_> = p1.chain(config.mbus.iter().map(|bus| (&bus.name, &bus.port, "[[mbus]]"))).collect();
+        for (index, (name, port, section)) in ports.iter().enumerate() {
+            let earlier = || ports.iter().take(index);
+            if earlier().any(|(other, ..)| other == name) {
+                let name = name.as_str();
+                return wrong(format!("two ports are named `{name}`: give each {section} a `name` of its own"));
             }
-            if config.p1.iter().take(index).any(|other| other.port == port.port) {
-                return wrong(format!("two [[p1]] read from {}: each port can be read once", port.port));
+            if earlier().any(|(_, other, _)| other == port) {
+                return wrong(format!("two {section} read from {port}: each port can be read once"));
+            }
+        }
+        for bus in &config.mbus {
+            let twice = |(index, meter): (usize, &Meter)| {
+                bus.meters.iter().take(index).any(|other| other.address == meter.address).then_some(meter.address)
+            };
+            if let Some(address) = bus.meters.iter().enumerate().find_map(twice) {
+                let name = bus.name.as_str();
+                return wrong(format!("bus `{name}` has two [[mbus.meter]] with address {address}: leave one out"));
             }
         }
         if config.mqtt.cert.is_some() != config.mqtt.key.is_some() {
@@ -521,8 +742,8 @@ impl Config {
         if config.mqtt.password_file.is_some() && config.mqtt.user.is_none() {
             return wrong("[mqtt] has a `password-file` but no `user`".into());
         }
-        if config.p1.is_empty() && config.store.is_none() {
-            return wrong("nothing to do: add a [[p1]] with a `port`, or a [store] with a `url`".into());
+        if !config.has_ports() && config.store.is_none() {
+            return wrong("nothing to do: add a [[p1]] or [[mbus]] with a `port`, or a [store] with a `url`".into());
         }
         Ok(config)
     }
@@ -531,7 +752,7 @@ impl Config {
     pub fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
         if let (Some(id), Some(user)) = (&self.gateway.id, &self.mqtt.user)
-            && !self.p1.is_empty()
+            && self.has_ports()
             && id.as_str() != user
         {
             let id = id.as_str();
@@ -547,7 +768,7 @@ impl Config {
             );
         }
         if let (Some(listed), Some(store)) = (&self.journal.stores, &self.store)
-            && !self.p1.is_empty()
+            && self.has_ports()
             && !listed.contains(&store.id)
         {
             let id = store.id.as_str();
@@ -558,9 +779,14 @@ impl Config {
         doubts
     }
 
+    /// Whether it makes this process a gateway.
+    pub fn has_ports(&self) -> bool {
+        !self.p1.is_empty() || !self.mbus.is_empty()
+    }
+
     /// Whether a store is waited for that is neither in this process nor at a broker that others share.
     pub fn lacks_store(&self) -> bool {
-        !self.p1.is_empty() && self.store.is_none() && self.mqtt.url.is_none() && !self.stores().is_empty()
+        self.has_ports() && self.store.is_none() && self.mqtt.url.is_none() && !self.stores().is_empty()
     }
 
     /// The stores that must confirm a message: the listed ones, or this process's own, or `main`.
@@ -581,7 +807,7 @@ fn explain(message: &str) -> String {
     };
     parse().unwrap_or_else(|| match message {
         "invalid type: map, expected a sequence" => {
-            "write [[p1]], with two brackets: there may be several ports".into()
+            "write [[p1]], [[mbus]] or [[mbus.meter]] with two brackets: there may be several".into()
         }
         "invalid socket address syntax" => "is no address to listen on: write one such as \"127.0.0.1:1883\"".into(),
         _ => message
@@ -640,7 +866,7 @@ mod tests {
         assert!(error("[[p1]\n").starts_with("c.toml:1: "));
         assert_eq!(
             error("[p1]\nport = \"/dev/a\"\n"),
-            "c.toml:1: write [[p1]], with two brackets: there may be several ports"
+            "c.toml:1: write [[p1]], [[mbus]] or [[mbus.meter]] with two brackets: there may be several"
         );
         assert!(error("[journal]\nstores = \"main\"\n").contains("expected a list such as"));
         assert!(error("[mqtt]\nlisten = \"1883\"\n").contains("127.0.0.1:1883"));

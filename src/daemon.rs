@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    bus,
     collect::{self, Gathered, Pace, Source},
     config::{self, BrokerUrl, Config},
     journal::JournalError,
@@ -89,7 +90,7 @@ impl Daemon {
         let key = |port: &config::P1| port.key_file.as_deref().map(port::read_key).transpose();
         let keys = config.p1.iter().map(key).collect::<Result<_, _>>()?;
         let gateway_id = gateway_id(config).ok_or(StartError::NoId)?;
-        let mut gateway = if config.p1.is_empty() && manner.live {
+        let mut gateway = if !config.has_ports() && manner.live {
             None
         } else {
             Some(Gateway::open(gateway::Settings {
@@ -158,6 +159,23 @@ impl Daemon {
                 pace: Pace::Unbounded,
             };
             self.ports.spawn(collect::collect(source, input));
+        }
+        for bus in &config.mbus {
+            let Some(input) = self.input() else { return };
+            let mut judge = Judge::default();
+            judge.set_live(true);
+            for report in &self.recent {
+                judge.learn(report);
+            }
+            let source = bus::Source {
+                bus: bus.clone(),
+                judge,
+                recent: self.recent.clone(),
+                gateway: self.gateway_id.clone(),
+                clock: config.gateway.clock,
+                memory: config.journal.path.clone(),
+            };
+            self.ports.spawn(bus::read(source, input));
         }
     }
 

@@ -25,6 +25,8 @@ pub mod port;
 #[cfg(feature = "daemon")]
 pub mod collect;
 #[cfg(feature = "daemon")]
+pub mod bus;
+#[cfg(feature = "daemon")]
 pub mod journal;
 #[cfg(feature = "daemon")]
 pub mod mqtt;

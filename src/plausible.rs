@@ -198,7 +198,9 @@ impl Judge {
         let key = key(report, reading);
         let received_at = self.live.then_some(received_at);
         let now = Known { value: reading.value, unit: reading.unit.clone(), at, received_at };
-        let most = most_in_an_hour(report.medium, &reading.unit, self.connection);
+        // What a meter on a bus may count is nobody's guess: it may be a whole block's.
+        let on_bus = report.protocol == "mbus";
+        let most = if on_bus { None } else { most_in_an_hour(report.medium, &reading.unit, self.connection) };
         let Some(register) = self.registers.get_mut(&key) else {
             self.remember(key, Register { believed: now, contrary: None });
             return (None, None);
@@ -279,9 +281,9 @@ fn key(report: &Report<String>, reading: &Reading) -> (String, String) {
     (report.meter.clone(), reading.register.as_str().to_owned())
 }
 
-/// Where a meter hangs: its channel, empty for the port itself.
+/// Where a meter hangs: its channel, empty for the port itself; its address on a bus.
 fn place(report: &Report<String>) -> String {
-    text_of(report, "channel").unwrap_or_default()
+    text_of(report, "channel").or_else(|| text_of(report, "address")).unwrap_or_default()
 }
 
 fn text_of(report: &Report<String>, name: &str) -> Option<String> {

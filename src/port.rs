@@ -12,8 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::io::AsyncRead;
-use tokio_serial::{DataBits, Parity, SerialPortBuilderExt, SerialStream};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_serial::{DataBits, Parity, SerialPort, SerialPortBuilderExt, SerialStream};
 
 use crate::{
     config::Address,
@@ -144,11 +147,73 @@ pub async fn open(address: &Address, settings: LineSettings) -> Result<Port, Por
     }
 }
 
+/// A line that bytes go both ways over: to the converter of a bus.
+#[derive(Debug)]
+pub enum Wire {
+    /// A serial device.
+    Serial(SerialStream),
+    /// A connection to a converter in the network.
+    Tcp(TcpStream),
+}
+
+/// Opens a line to a bus: 8 data bits, even parity.
+pub async fn open_wire(address: &Address, baud: u32) -> Result<Wire, PortError> {
+    let other = |reason: &str| PortError::Other { address: address.to_string(), reason: reason.to_owned() };
+    match address {
+        Address::Stdin => Err(other("is no bus: it cannot be written to")),
+        Address::Tcp(target) => match TcpStream::connect(target).await {
+            Ok(stream) => {
+                // A request is one small packet, and waits for nothing.
+                let _ = stream.set_nodelay(true);
+                Ok(Wire::Tcp(stream))
+            }
+            Err(error) => Err(PortError::Unreachable { address: target.clone(), reason: error.to_string() }),
+        },
+        Address::Path(path) => {
+            let metadata = std::fs::metadata(path).map_err(|error| explain(path, &error))?;
+            if !metadata.file_type().is_char_device() {
+                return Err(other("is no serial port"));
+            }
+            open_line(path, (baud, DataBits::Eight, Parity::Even)).map(Wire::Serial)
+        }
+    }
+}
+
+impl Wire {
+    /// Reads what is there; 0: the other end closed it. Cancel-safe.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Serial(stream) => stream.read(buffer).await,
+            Self::Tcp(stream) => stream.read(buffer).await,
+        }
+    }
+
+    /// Writes all of it.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Serial(stream) => stream.write_all(bytes).await,
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    /// Sets the baud rate. A converter in the network has its own settings: nothing is done.
+    pub fn set_baud(&mut self, baud: u32) -> io::Result<()> {
+        match self {
+            Self::Serial(stream) => stream.set_baud_rate(baud).map_err(io::Error::from),
+            Self::Tcp(_) => Ok(()),
+        }
+    }
+}
+
 fn open_serial(path: &Path, settings: LineSettings) -> Result<SerialStream, PortError> {
-    let (baud, bits, parity) = match settings {
+    let line = match settings {
         LineSettings::Fast => (115_200, DataBits::Eight, Parity::None),
         LineSettings::Slow => (9600, DataBits::Seven, Parity::Even),
     };
+    open_line(path, line)
+}
+
+fn open_line(path: &Path, (baud, bits, parity): (u32, DataBits, Parity)) -> Result<SerialStream, PortError> {
     let builder = tokio_serial::new(path.to_string_lossy(), baud).data_bits(bits).parity(parity);
     builder.open_native_async().map_err(|error| match error.kind {
         _ if error.description == "Not a typewriter" || error.description.contains("ioctl for device") => {

@@ -21,16 +21,16 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
     output.line(&format!("{}: ok", arguments.file.display()))?;
     for port in &config.p1 {
         output.line(&format!("  P1 port {}: {}", port.name.as_str(), port.port))?;
-        if let Address::Path(path) = &port.port
-            && !path.exists()
-        {
-            // Not an error: the file may be for another machine.
-            eprintln!(
-                "{}: there is no {} on this machine now; `run` waits for it",
-                arguments.file.display(),
-                path.display()
-            );
-        }
+        remark_missing(arguments, &port.port);
+    }
+    for bus in &config.mbus {
+        let meters = match bus.meters.len() {
+            0 => "its meters are searched for at the first start".to_owned(),
+            1 => "1 meter".to_owned(),
+            meters => format!("{meters} meters"),
+        };
+        output.line(&format!("  M-Bus {}: {} at {} Bd, {meters}", bus.name.as_str(), bus.port, bus.baud))?;
+        remark_missing(arguments, &bus.port);
     }
     for file in config.p1.iter().filter_map(|port| port.key_file.as_deref()) {
         if let Err(error) = port::read_key(file) {
@@ -47,7 +47,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
     if let Some(store) = &config.store {
         output.line(&format!("  store {}: {}", store.id.as_str(), store.url))?;
     }
-    if !config.p1.is_empty() {
+    if config.has_ports() {
         let stores = config.stores();
         if stores.is_empty() {
             output.line("  the promise that nothing is lost ends at the broker: [journal] stores is empty")?;
@@ -61,4 +61,14 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
     }
     output.finish()?;
     Ok(Outcome::Well)
+}
+
+/// Not an error: the file may be for another machine.
+fn remark_missing(arguments: &Arguments, port: &Address) {
+    if let Address::Path(path) = port
+        && !path.exists()
+    {
+        let file = arguments.file.display();
+        eprintln!("{file}: there is no {} on this machine now; `run` waits for it", path.display());
+    }
 }

@@ -152,7 +152,7 @@ pub(super) fn left_out(lines: u64) -> String {
     }
 }
 
-fn print(report: &Report<String>, format: Format, output: &mut Output) -> Result<(), Failure> {
+pub(super) fn print(report: &Report<String>, format: Format, output: &mut Output) -> Result<(), Failure> {
     if format == Format::Json {
         return output.line(&payload::decoded(report));
     }

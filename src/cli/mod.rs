@@ -6,9 +6,12 @@
 mod check;
 mod decode;
 mod demo;
+mod mbus;
 mod readings;
 mod replay;
 mod run;
+mod scan;
+mod simulate;
 mod table;
 
 use std::{
@@ -22,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::daemon::StartError;
 
-/// Reads DSMR P1 meters, and streams their registers through MQTT into a time-series store.
+/// Reads DSMR P1 and M-Bus meters, and streams their registers through MQTT into a time-series store.
 #[derive(Debug, Parser)]
 #[command(name = "meterkast", version, about)]
 pub struct Arguments {
@@ -44,6 +47,14 @@ enum Command {
     Replay(replay::Arguments),
     /// Print the registers at a moment
     Readings(readings::Arguments),
+    /// Find the meters at a port, and print the configuration to paste
+    Scan(scan::Arguments),
+    /// One meter on an M-Bus: read it, give it an address or another baud rate
+    #[command(subcommand)]
+    Mbus(mbus::Command),
+    /// Virtual meters on a pseudo-terminal, for other programs to read
+    #[command(subcommand)]
+    Simulate(simulate::Command),
 }
 
 /// How data is printed.
@@ -114,6 +125,9 @@ pub fn main() -> ExitCode {
             Command::Decode(arguments) => decode::decode(&arguments),
             Command::Replay(arguments) => replay::replay(arguments).await,
             Command::Readings(arguments) => readings::readings(arguments).await,
+            Command::Scan(arguments) => scan::scan(arguments).await,
+            Command::Mbus(command) => mbus::mbus(command).await,
+            Command::Simulate(command) => simulate::simulate(command).await,
         }
     });
     // A blocked read of standard input must not hold the process.

@@ -198,7 +198,12 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, like: &Like) -> Counts {
                     let left_out = super::decode::left_out(*left_out);
                     progress.suspend(|| eprintln!("{shown}: read as {}{left_out}", form.name()));
                 }
-                What::Opened(_) | What::ClockOff(_) | What::Silent { .. } | What::Ended => {}
+                What::Opened(_)
+                | What::ClockOff(_)
+                | What::Silent { .. }
+                | What::Asked { .. }
+                | What::Note(_)
+                | What::Ended => {}
             }
             if input.send(Gathered { port, what }).await.is_err() {
                 break;

@@ -20,7 +20,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let manner = Manner { live: true, drain: None, share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
     daemon.read_ports(&config);
-    let gateway = (!config.p1.is_empty()).then(|| format!("gateway {}", daemon.gateway_id));
+    let gateway = config.has_ports().then(|| format!("gateway {}", daemon.gateway_id));
     let store = config.store.as_ref().map(|store| format!("store {}", store.id.as_str()));
     let roles: Vec<String> = [gateway, store].into_iter().flatten().collect();
     tracing::info!("meterkast {} runs as {}", env!("CARGO_PKG_VERSION"), roles.join(" and "));

@@ -218,6 +218,9 @@ pub enum Trouble {
     /// It answers, and nothing of it is a valid frame.
     #[error("its answers are damaged ({0}); two meters may share the address, or the line is disturbed")]
     Garbled(Reason),
+    /// A valid answer that holds no readings: an application error, an encrypted telegram.
+    #[error("{0}")]
+    Unreadable(Reason),
     /// Another slave answers.
     #[error("{0} answers instead")]
     Another(String),
@@ -249,6 +252,25 @@ pub enum Trouble {
     /// Bytes come without pause.
     #[error("the line is never quiet: another master on the bus, a wrong baud rate, or a disturbance")]
     Busy,
+}
+
+impl Trouble {
+    /// A short name, for counters.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Garbled(_) => "garbled",
+            Self::Unreadable(reason) => reason.kind(),
+            Self::Another(_) => "other_meter",
+            Self::NoData => "no_data",
+            Self::Refused => "refused",
+            Self::BrokeOff { .. } => "broke_off",
+            Self::Repeats(_) => "repeats",
+            Self::Endless(_) => "endless",
+            Self::Low => "line_low",
+            Self::Busy => "line_busy",
+        }
+    }
 }
 
 /// What an exchange brought.
@@ -668,8 +690,12 @@ impl Running {
         if trouble != Trouble::Silent || self.tries == 0 {
             self.trouble = trouble;
         }
-        // A search asks once more whether it was noise; who is known to be there is asked as often as a meter.
-        let again = if self.job.task == Task::Ask { self.tries == 0 } else { self.tries < self.job.timing.repeats };
+        // A search takes what is damaged for several answers at once: asked again, one that is late might pass for all.
+        let again = match (&self.job.task, &self.trouble) {
+            (Task::Ask, Trouble::Silent | Trouble::NoData) => self.tries == 0,
+            (Task::Ask, _) => false,
+            _ => self.tries < self.job.timing.repeats,
+        };
         self.tries = self.tries.saturating_add(1);
         (!again).then(|| self.give_up(self.trouble.clone()))
     }
@@ -706,7 +732,10 @@ impl Running {
         let answer = match answer {
             Ok(answer) => answer,
             // One damaged frame in 256 has a checksum that fits.
-            Err(reason) => return self.request_failed(Trouble::Garbled(reason)),
+            Err(reason @ (Reason::Frame(_) | Reason::Header(_) | Reason::Record(_) | Reason::NotAnAnswer(_))) => {
+                return self.request_failed(Trouble::Garbled(reason));
+            }
+            Err(reason) => return self.request_failed(Trouble::Unreadable(reason)),
         };
         if let Some(other) = self.stranger(&answer) {
             return self.request_failed(Trouble::Another(other));

@@ -34,5 +34,5 @@ pub mod vif;
 pub use address::{Manufacturer, Pattern, Secondary};
 pub use decode::{Answer, Decoded, Reason, State, decode, read};
 pub use frame::{Frame, FrameError, MAX_FRAME, control};
-pub use master::{Action, Command, Job, Master, Outcome, Readout, Target, Task, Timing, Trouble};
+pub use master::{Action, Command, Heard, Job, Master, Outcome, Readout, Target, Task, Timing, Trouble};
 pub use record::{Coding, Item, Record, RecordError, Records, Vib};

@@ -51,6 +51,8 @@ pub enum Finding {
     SharedNumber(u32),
     /// Somebody acknowledges and gives no data.
     NoData(Target),
+    /// A meter answered when the time for it was over, and another was asked.
+    Late(Secondary),
     /// Several answer, and no question told them apart.
     Unresolved(Target),
     /// The line is not quiet: nothing can be found.
@@ -82,6 +84,9 @@ impl fmt::Display for Finding {
             Self::NoData(target) => {
                 write!(f, "{target}: somebody acknowledges and gives no data; it may be busy, or be read too often")
             }
+            Self::Late(meter) => {
+                write!(f, "{meter} answers too late: search with a longer time-out, and read it with one")
+            }
             Self::Unresolved(target) => write!(f, "{target}: somebody answers, and could not be told apart"),
             Self::Trouble(trouble) => write!(f, "{trouble}"),
         }
@@ -97,6 +102,8 @@ pub struct Search {
     asked: Option<Target>,
     found: Vec<Meter>,
     findings: Vec<Finding>,
+    /// Whether the last question is asked for the second time, because it seemed to have no clear answer.
+    recheck: Option<Target>,
     careful: bool,
     ended: bool,
     /// The furthest that was told: how much a collision hides is not known before.
@@ -156,6 +163,7 @@ impl Search {
             asked: None,
             found: Vec::new(),
             findings: Vec::new(),
+            recheck: None,
             careful: false,
             ended: false,
             progress: 0,
@@ -191,6 +199,9 @@ impl Search {
         if self.ended {
             return None;
         }
+        if let Some(target) = self.recheck {
+            return Some(self.ask(target, true));
+        }
         let (target, twice) = match &mut self.plan {
             Plan::Primary { next } if *next > address::LAST => return None,
             Plan::Primary { next } => (Target::Primary(*next), self.careful),
@@ -223,9 +234,12 @@ impl Search {
                 }
             },
         };
-        let timing = Timing { repeats: u8::from(twice), ..self.timing };
+        Some(self.ask(target, twice))
+    }
+
+    fn ask(&mut self, target: Target, twice: bool) -> Job {
         self.asked = Some(target);
-        Some(Job { target, task: Task::Ask, timing })
+        Job { target, task: Task::Ask, timing: Timing { repeats: u8::from(twice), ..self.timing } }
     }
 
     /// Takes what came of the last question.
@@ -246,6 +260,22 @@ impl Search {
             self.ended = true;
             return;
         }
+        let rechecked = self.recheck.take().is_some();
+        // An acknowledgement alone may be a late answer to another question.
+        let whole_number = matches!(target, Target::Secondary(Pattern { id, .. }) if id & 0xF != 0xF);
+        // Behind the last digit a part is one meter as a rule, and a wrong turn takes minutes.
+        let doubtful = heard == Heard::NoData || (whole_number && matches!(heard, Heard::Several(_)));
+        if doubtful && !rechecked {
+            self.recheck = Some(target);
+            return;
+        }
+        let heard = match heard {
+            Heard::One(frame) if !answers(&frame, target) => {
+                self.late(&frame);
+                Heard::Nobody
+            }
+            heard => heard,
+        };
         match (&mut self.plan, target) {
             (Plan::Primary { next }, _) => {
                 let address = *next;
@@ -313,6 +343,20 @@ impl Search {
             }
             // Two meters that are the same in everything.
             None => self.findings.push(Finding::Unresolved(Target::Secondary(pattern))),
+        }
+    }
+
+    /// A meter answered that was not asked.
+    fn late(&mut self, frame: &[u8]) {
+        let answer = Frame::parse(frame).ok().and_then(|(frame, _)| Answer::parse(&frame).ok());
+        let Some((secondary, address)) = answer.and_then(|answer| Some((answer.secondary?, answer.address))) else {
+            return;
+        };
+        if !self.found.iter().any(|meter| meter.secondary == Some(secondary)) {
+            let target = Target::Secondary(secondary.into());
+            let meter = Meter { secondary: Some(secondary), address, target, frame: frame.to_vec() };
+            self.findings.extend([Finding::Meter(meter.clone()), Finding::Late(secondary)]);
+            self.found.push(meter);
         }
     }
 
@@ -497,6 +541,22 @@ impl Branch {
             Split::Medium => format!("further media of number {:08X}", number.id),
             Split::Version => format!("further versions of number {:08X}", number.id),
         })
+    }
+}
+
+/// Whether a frame is an answer of who was asked.
+fn answers(frame: &[u8], target: Target) -> bool {
+    let Ok((frame @ Frame::Long { address, .. }, _)) = Frame::parse(frame) else { return false };
+    match target {
+        Target::Primary(asked) => asked == address || asked > address::LAST,
+        Target::Secondary(pattern) => {
+            let secondary = Answer::parse(&frame).ok().and_then(|answer| answer.secondary);
+            // One with the fixed structure names no manufacturer.
+            secondary.is_none_or(|secondary| {
+                pattern.matches(secondary)
+                    || (secondary.manufacturer.0 == 0 && Pattern::of_id(pattern.id).matches(secondary))
+            })
+        }
     }
 }
 

@@ -138,7 +138,7 @@ mod tests {
             match schedule.next(now) {
                 Due::Now(meter) => {
                     read[meter].push(now.as_secs());
-                    now += seconds(1);
+                    now = now.saturating_add(seconds(1));
                     schedule.done(meter, now, well(meter, now.as_secs()));
                 }
                 Due::At(at) => now = at,

@@ -29,6 +29,7 @@ use crate::{
     config::{self, BrokerUrl},
     delivery::{Ack, Epoch, Limits, Next, Outbox, Tally, topic},
     journal::{Held, Journal, JournalError},
+    mbus::Trouble,
     moment::Moment,
     payload::{self, Envelope},
     reading::{Register, Report, escape},
@@ -330,6 +331,9 @@ impl Gateway {
                 What::ReadAs { .. } => {}
                 What::ClockOff(minutes) if self.settings.live => clock_off(&port, minutes),
                 What::ClockOff(_) => {}
+                What::Asked { meter, trouble } => self.asked(&port, &meter, trouble),
+                What::Note(text) if self.settings.live => tracing::info!("bus {port}: {text}"),
+                What::Note(_) => {}
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
         }
@@ -346,6 +350,28 @@ impl Gateway {
             }
         }
         self.health.ports.insert(port.clone(), state);
+        self.health.changed = true;
+    }
+
+    /// A meter of a bus was asked: said when that is news.
+    fn asked(&mut self, port: &Arc<str>, meter: &str, trouble: Option<Trouble>) {
+        let state = match &trouble {
+            None => "is read".to_owned(),
+            Some(trouble) => trouble.to_string(),
+        };
+        if let Some(trouble) = &trouble {
+            let count = self.health.rejected.entry(trouble.kind()).or_default();
+            *count = count.saturating_add(1);
+        }
+        let key: Arc<str> = format!("{port}/{meter}").into();
+        if self.health.ports.get(&key) == Some(&state) {
+            return;
+        }
+        match trouble {
+            None => tracing::info!("bus {port}: meter {meter}: {state}"),
+            Some(_) => tracing::warn!("bus {port}: meter {meter}: {state}"),
+        }
+        self.health.ports.insert(key, state);
         self.health.changed = true;
     }
 

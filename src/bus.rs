@@ -1,0 +1,431 @@
+//! A bus of heat and water meters, read meter by meter for as long as it is there.
+//!
+//! Enters: the section of a bus, and the time. Leaves: [`Gathered`] for the gateway, as a P1 port's: reports under
+//! their meters' names, and which meter does not answer and why. [`Bus`] carries out the jobs of a
+//! [`Master`] on a line; searches use it too.
+//!
+//! - The time of a report is the gateway's, since meters' clocks drift for years; the meter's own is in `info` as
+//!   `meter_time`. Nothing is read before the gateway's clock is synchronised, or ten minutes have passed; then
+//!   reports are marked as `unsynchronised`.
+//! - Meters that nobody wrote down are searched for once. Which meter was found at which address is remembered in a
+//!   file beside the journal, so that battery meters keep their rest over a restart.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    collect::{Gathered, What, now},
+    config::{Address, ClockTrust, Mbus, Meter},
+    mbus::{
+        self, Action, Frame, Job, Master, Outcome, Pattern, Readout, Target, Trouble,
+        scan::{Finding, Search},
+        schedule::{Due, Schedule},
+    },
+    moment::Moment,
+    plausible::Judge,
+    port::{self, PortError, Wire},
+    reading::{Clock, Info, Report},
+};
+
+/// A bus to be read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its section.
+    pub bus: Mbus,
+    /// What is known of its registers.
+    pub judge: Judge,
+    /// The last reports before this start, of any port.
+    pub recent: Vec<Report<String>>,
+    /// The gateway's id, for meters that do not name themselves.
+    pub gateway: Arc<str>,
+    /// Whether the gateway's clock is right from the start.
+    pub clock: ClockTrust,
+    /// Where is remembered what was found: a directory.
+    pub memory: PathBuf,
+}
+
+/// Between attempts to open a port.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long a clock that is not synchronised is waited for.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two searches of a bus on which no meter was found.
+const SEARCH_AGAIN: Duration = Duration::from_secs(3600);
+
+/// A master on an open line.
+#[derive(Debug)]
+pub struct Bus {
+    wire: Wire,
+    master: Master,
+    address: String,
+    began: Instant,
+}
+
+impl Bus {
+    /// Opens the line.
+    pub async fn open(address: &Address, baud: u32) -> Result<Self, PortError> {
+        let wire = port::open_wire(address, baud).await?;
+        Ok(Self { wire, master: Master::new(baud), address: address.to_string(), began: Instant::now() })
+    }
+
+    /// Whether the converter sends back what it is sent.
+    pub fn has_echo(&self) -> bool {
+        self.master.has_echo()
+    }
+
+    /// How many frames were sent.
+    pub fn requests(&self) -> u64 {
+        self.master.requests()
+    }
+
+    /// Does a job. The error is the line's: it has to be opened again.
+    pub async fn run(&mut self, job: Job) -> Result<Outcome, PortError> {
+        let mut buffer = [0u8; 1024];
+        self.master.start(self.began.elapsed(), job);
+        loop {
+            while let Some(action) = self.master.poll_action() {
+                match action {
+                    Action::Send(bytes) => {
+                        let sent = self.wire.write(&bytes).await;
+                        sent.map_err(|error| self.broken(&error.to_string()))?;
+                    }
+                    Action::Baud(baud) => {
+                        let set = self.wire.set_baud(baud);
+                        set.map_err(|error| self.broken(&format!("does not take {baud} baud: {error}")))?;
+                    }
+                    Action::Done(outcome) => return Ok(outcome),
+                }
+            }
+            let deadline = self.master.deadline().map_or(self.began, |deadline| self.began + deadline);
+            tokio::select! {
+                // What has come counts before the time that is over.
+                biased;
+                read = self.wire.read(&mut buffer) => match read {
+                    Ok(0) => return Err(self.broken("the other end closed it")),
+                    Ok(count) => {
+                        self.master.handle_bytes(self.began.elapsed(), buffer.get(..count).unwrap_or_default());
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(self.broken(&error.to_string())),
+                },
+                () = tokio::time::sleep_until(deadline) => self.master.handle_timeout(self.began.elapsed()),
+            }
+        }
+    }
+
+    fn broken(&self, reason: &str) -> PortError {
+        PortError::Other {
+            address: self.address.clone(),
+            reason: format!("was lost ({reason}); it is opened again as soon as it is back"),
+        }
+    }
+}
+
+/// Reads a bus until the receiver of `out` is gone.
+pub async fn read(source: Source, out: mpsc::Sender<Gathered>) {
+    let name: Arc<str> = source.bus.name.as_str().into();
+    let mut reader = Reader {
+        clock: Clock::Gateway,
+        remembered: remembered(&source.memory, &name),
+        schedule: None,
+        meters: source.bus.meters.clone(),
+        began: Instant::now(),
+        source,
+        name,
+        out,
+    };
+    // Whoever does not listen any more has ended it.
+    let _ = reader.run().await;
+}
+
+/// Nobody listens any more.
+struct Gone;
+
+struct Reader {
+    source: Source,
+    name: Arc<str>,
+    out: mpsc::Sender<Gathered>,
+    clock: Clock,
+    meters: Vec<Meter>,
+    /// Which meter was found at which address.
+    remembered: BTreeMap<String, String>,
+    schedule: Option<Schedule>,
+    began: Instant,
+}
+
+impl Reader {
+    async fn send(&self, what: What) -> Result<(), Gone> {
+        self.out.send(Gathered { port: self.name.clone(), what }).await.map_err(|_| Gone)
+    }
+
+    async fn run(&mut self) -> Result<(), Gone> {
+        self.wait_for_clock().await?;
+        let mut trouble: Option<PortError> = None;
+        loop {
+            let error = match Bus::open(&self.source.bus.port, self.source.bus.baud).await {
+                Ok(mut bus) => {
+                    trouble = None;
+                    self.send(What::Opened(None)).await?;
+                    match self.serve(&mut bus).await? {
+                        Ok(never) => match never {},
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            // Said once for each kind of trouble, not at each attempt.
+            if trouble.as_ref() != Some(&error) {
+                self.send(What::Lost(error.clone())).await?;
+                trouble = Some(error);
+            }
+            tokio::time::sleep(RETRY).await;
+            if self.out.is_closed() {
+                return Err(Gone);
+            }
+        }
+    }
+
+    async fn wait_for_clock(&mut self) -> Result<(), Gone> {
+        if self.source.clock == ClockTrust::Always || is_synchronised().await {
+            return Ok(());
+        }
+        self.send(What::Note(
+            "waits until this machine's clock is synchronised, ten minutes at most; with [gateway] clock = \"always\" it would not"
+                .to_owned(),
+        ))
+        .await?;
+        let began = Instant::now();
+        while began.elapsed() < CLOCK_PATIENCE {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            if is_synchronised().await {
+                return Ok(());
+            }
+            if self.out.is_closed() {
+                return Err(Gone);
+            }
+        }
+        self.clock = Clock::Unsynchronised;
+        self.send(What::Note("the clock is not synchronised: readings are marked so".to_owned())).await
+    }
+
+    /// Reads meter after meter until the line is lost.
+    async fn serve(&mut self, bus: &mut Bus) -> Result<Result<std::convert::Infallible, PortError>, Gone> {
+        let mut has_echo = false;
+        loop {
+            if self.meters.is_empty() {
+                if let Err(error) = self.find(bus).await? {
+                    return Ok(Err(error));
+                }
+                continue;
+            }
+            let elapsed = self.began.elapsed();
+            let due = self.schedule(elapsed).next(elapsed);
+            let index = match due {
+                Due::Now(index) => index,
+                Due::At(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(self.began + at) => {}
+                        () = self.out.closed() => return Err(Gone),
+                    }
+                    continue;
+                }
+                Due::Never => return Err(Gone),
+            };
+            let Some(meter) = self.meters.get(index).cloned() else { continue };
+            let outcome = match bus.run(self.source.bus.job(&meter)).await {
+                Ok(outcome) => outcome,
+                Err(error) => return Ok(Err(error)),
+            };
+            if bus.has_echo() != has_echo {
+                has_echo = bus.has_echo();
+                let text = if has_echo {
+                    "the converter sends back what it is sent: that is left out"
+                } else {
+                    "no echo any more"
+                };
+                self.send(What::Note(text.to_owned())).await?;
+            }
+            let trouble = match outcome {
+                Outcome::Readout(readout) => self.readout(&meter, &readout).await?,
+                Outcome::Failed(trouble) => Some(trouble),
+                Outcome::Heard(_) | Outcome::Sent => None,
+            };
+            let elapsed = self.began.elapsed();
+            let well = trouble.is_none();
+            self.schedule(elapsed).done(index, elapsed, well);
+            self.send(What::Asked { meter: meter.address.to_string().into(), trouble }).await?;
+        }
+    }
+
+    /// The schedule; made when the meters are known, with what is known of their last readings.
+    fn schedule(&mut self, now: Duration) -> &mut Schedule {
+        let Self { schedule, meters, source, remembered, .. } = self;
+        schedule.get_or_insert_with(|| {
+            let rhythms: Vec<_> = meters.iter().map(|meter| source.bus.rhythm(meter)).collect();
+            let mut schedule = Schedule::new(&rhythms, now);
+            for (index, meter) in meters.iter().enumerate() {
+                let last = remembered.get(&meter.address.to_string()).and_then(|name| {
+                    let of_meter = source.recent.iter().rev().find(|report| report.meter == *name);
+                    of_meter.and_then(|report| report.measured_at)
+                });
+                let ago = last.map(|last| Moment::utc(Timestamp::now()).since(last));
+                if let Some(ago) = ago.and_then(|ago| Duration::try_from(ago).ok()) {
+                    schedule.was_read(index, ago, now);
+                }
+            }
+            schedule
+        })
+    }
+
+    /// Hands on what a meter said; what is wrong with it where that is nothing.
+    async fn readout(&mut self, meter: &Meter, readout: &Readout) -> Result<Option<Trouble>, Gone> {
+        let frames: Vec<Frame<'_>> =
+            readout.frames.iter().filter_map(|frame| Frame::parse(frame).ok()).map(|(frame, _)| frame).collect();
+        let decoded = match mbus::decode(&frames, self.source.bus.utc_offset) {
+            Ok(decoded) => decoded,
+            Err(reason) => return Ok(Some(Trouble::Unreadable(reason))),
+        };
+        let received_at = Moment::utc(now());
+        let mut report = decoded.report.rename(|identity| identity.name(&self.source.gateway, &self.name));
+        let meter_time = report.measured_at.replace(received_at);
+        report.clock = self.clock;
+        let time = |at: Moment| -> Info { ("meter_time".into(), at.to_string().into()) };
+        report.info.extend(meter_time.map(time));
+        // Under which a meter is exchanged for another.
+        report.info.push(("address".into(), meter.address.to_string().into()));
+        self.source.judge.judge(&mut report, received_at);
+        self.remember(&meter.address.to_string(), &report.meter).await?;
+        self.send(What::Telegram { reports: vec![report], received_at, restored: false }).await?;
+        Ok(None)
+    }
+
+    /// Searches for meters, unless they were found before.
+    async fn find(&mut self, bus: &mut Bus) -> Result<Result<(), PortError>, Gone> {
+        self.meters = self.remembered.keys().filter_map(|text| target(text)).map(Meter::at).collect();
+        if !self.meters.is_empty() {
+            let count = self.meters.len();
+            self.send(What::Note(format!("reads the {count} meters that were found before"))).await?;
+            return Ok(Ok(()));
+        }
+        self.send(What::Note("no [[mbus.meter]] is given: searches for meters, which takes some minutes".to_owned()))
+            .await?;
+        let timing = self.source.bus.timing();
+        let mut found: Vec<mbus::scan::Meter> = Vec::new();
+        for mut search in [Search::secondary(timing), Search::primary(timing)] {
+            while let Some(job) = search.next_job() {
+                match bus.run(job).await {
+                    Ok(outcome) => search.handle(outcome),
+                    Err(error) => return Ok(Err(error)),
+                }
+                while let Some(finding) = search.poll_finding() {
+                    let known =
+                        matches!(&finding, Finding::Meter(meter) if found.iter().any(|other| is_same(other, meter)));
+                    if !known {
+                        self.send(What::Note(finding.to_string())).await?;
+                    }
+                }
+            }
+            for meter in search.meters() {
+                if !found.iter().any(|other| is_same(other, meter)) {
+                    found.push(meter.clone());
+                }
+            }
+        }
+        self.meters = found.iter().map(|meter| Meter::at(address(meter, &found))).collect();
+        if self.meters.is_empty() {
+            self.send(What::Note("found no meter; searches again in an hour".to_owned())).await?;
+            tokio::select! {
+                () = tokio::time::sleep(SEARCH_AGAIN) => {}
+                () = self.out.closed() => return Err(Gone),
+            }
+        } else {
+            for meter in self.meters.clone() {
+                self.remember(&meter.address.to_string(), "").await?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes down which meter was found at an address, where that is news.
+    async fn remember(&mut self, target: &str, meter: &str) -> Result<(), Gone> {
+        if self.remembered.get(target).is_some_and(|known| known == meter || meter.is_empty()) {
+            return Ok(());
+        }
+        self.remembered.insert(target.to_owned(), meter.to_owned());
+        let mut text = String::from("# Addresses on the bus and the meters that were found there.\n");
+        for (target, meter) in &self.remembered {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{target} {meter}");
+        }
+        let path = memory(&self.source.memory, &self.name);
+        let unfinished = path.with_extension("new");
+        // Beside the old one first: a power cut leaves one of them whole.
+        let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, &path));
+        if let Err(error) = written {
+            self.send(What::Note(format!("{} cannot be written: {error}", path.display()))).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Under which address a found meter is best read: its number, if it is the only one with it; its whole secondary
+/// address; or its primary address where it has no other.
+pub fn address(meter: &mbus::scan::Meter, all: &[mbus::scan::Meter]) -> Target {
+    let Some(secondary) = meter.secondary else { return Target::Primary(meter.address) };
+    // One that was found by its primary address alone may know no other.
+    if let Target::Primary(address) = meter.target {
+        return Target::Primary(address);
+    }
+    let same = all.iter().filter(|other| other.secondary.is_some_and(|other| other.id == secondary.id)).count();
+    // A digit F stands for any.
+    let plain = same == 1 && (0..8).all(|digit| secondary.id >> (digit * 4) & 0xF != 0xF);
+    Target::Secondary(if plain { Pattern::of_id(secondary.id) } else { secondary.into() })
+}
+
+/// Whether two searches found the same meter.
+pub fn is_same(one: &mbus::scan::Meter, other: &mbus::scan::Meter) -> bool {
+    (one.address, one.secondary) == (other.address, other.secondary)
+}
+
+fn target(text: &str) -> Option<Target> {
+    match text.parse() {
+        Ok(address) if text.len() < 4 => Some(Target::Primary(address)),
+        _ => Pattern::from_text(text).map(Target::Secondary),
+    }
+}
+
+fn memory(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("mbus-{}.meters", crate::delivery::topic::level(name)))
+}
+
+/// What an earlier run wrote down. A file that is damaged is as none: the meters are searched for again.
+fn remembered(folder: &Path, name: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(memory(folder, name)).unwrap_or_default();
+    let line = |line: &str| {
+        let (address, meter) = line.split_once(' ')?;
+        target(address).map(|_| (address.to_owned(), meter.trim().to_owned()))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Whether this machine's clock was set by another.
+async fn is_synchronised() -> bool {
+    if Path::new("/run/systemd/timesync/synchronized").exists() {
+        return true;
+    }
+    // Whatever sets it (chrony, ntpd), systemd asks the kernel.
+    let asked = tokio::task::spawn_blocking(|| {
+        let command =
+            std::process::Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).output();
+        command.is_ok_and(|output| output.stdout.starts_with(b"yes"))
+    });
+    asked.await.unwrap_or(false)
+}
