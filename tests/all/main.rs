@@ -17,6 +17,7 @@ mod differential;
 mod fixtures;
 mod house;
 mod mbus_corpus;
+mod mbus_differential;
 mod mutation;
 mod noise;
 mod parts;
