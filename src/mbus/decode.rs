@@ -718,11 +718,12 @@ fn shown(date: Date) -> String {
     }
 }
 
+/// Not by `write!`, which takes several times as long: the manufacturer's own data may be half of a frame.
 fn bytes(data: &[u8], capital: bool) -> String {
     let mut text = String::with_capacity(data.len().saturating_mul(2));
     for byte in data {
-        // Writing to a String cannot fail.
-        let _ = if capital { write!(text, "{byte:02X}") } else { write!(text, "{byte:02x}") };
+        let digits = [byte >> 4, byte & 0x0F].into_iter().filter_map(|digit| char::from_digit(digit.into(), 16));
+        text.extend(digits.map(|digit| if capital { digit.to_ascii_uppercase() } else { digit }));
     }
     text
 }

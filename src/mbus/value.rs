@@ -52,6 +52,8 @@ pub(super) fn read(coding: Coding, data: &[u8], signed: bool) -> Value {
             Some((0x00..=0xBF, text)) => Value::Text(text.iter().rev().copied().collect()),
             Some((0xC0..=0xC9, digits)) => bcd(digits, false),
             Some((0xD0..=0xD9, digits)) => bcd(digits, true),
+            Some((0xE1..=0xE8, number)) => binary(number, signed),
+            // Longer than any number is: a key, or a manufacturer's block.
             Some((_, bytes)) => Value::Bytes(bytes.to_vec()),
         },
     }
@@ -236,6 +238,8 @@ mod tests {
             (Coding::Variable, &[0xD2, 0x34, 0x12], true, "-1234"),
             (Coding::Variable, &[0xC9, 9, 9, 9, 9, 9, 9, 9, 9, 9], true, "90909090909090909"),
             (Coding::Variable, &[0xC0], true, "0"),
+            (Coding::Variable, &[0xE2, 0x01, 0x80], true, "-32767"),
+            (Coding::Variable, &[0xE2, 0x01, 0x80], false, "32769"),
             (Coding::Real, &[0, 0, 0xC0, 0x3F], true, "1.5"),
             (Coding::Real, &[0xCD, 0xCC, 0xCC, 0xBD], true, "-0.1"),
             (Coding::Real, &[0, 0, 0x80, 0x7F], true, "NotANumber"),
@@ -246,7 +250,7 @@ mod tests {
             assert_eq!(number(coding, data, signed), value, "{coding:?} {data:02X?}");
         }
         assert_eq!(read(Coding::Variable, &[3, b'c', b'b', b'a'], true), Value::Text(b"abc".to_vec()));
-        assert_eq!(read(Coding::Variable, &[0xE2, 1, 2], true), Value::Bytes(vec![1, 2]));
+        assert_eq!(read(Coding::Variable, &[0xE9, 1, 2, 3, 4, 5, 6, 7, 8, 9], true), Value::Bytes((1..=9).collect()));
     }
 
     #[test]

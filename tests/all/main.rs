@@ -18,6 +18,8 @@ mod fixtures;
 mod house;
 mod mbus_bus;
 mod mbus_corpus;
+mod mbus_differential;
+mod mbus_mutation;
 mod mutation;
 mod noise;
 mod parts;

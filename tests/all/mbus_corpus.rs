@@ -1,7 +1,7 @@
 //! Real M-Bus frames with a second opinion on each record, which stand beside the checkout. Without them these
 //! tests pass with a note, unless `METERKAST_REQUIRE_CORPUS=1`.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use meterkast::{
     mbus::{
@@ -13,7 +13,7 @@ use meterkast::{
     unit::Decimal,
 };
 
-use crate::samples::{corpus_folder, files};
+use crate::samples::{Sample, corpus_folder, mbus_frames};
 
 /// Frames that nobody gave a second opinion on, and what is wrong with them.
 const REJECTED: &[(&str, &str)] = &[
@@ -89,14 +89,12 @@ const BY_HAND: &[(&str, &[&str])] = &[
 
 fn frames() -> Vec<(String, Vec<u8>, Option<serde_json::Value>)> {
     let Some(folder) = corpus_folder().map(|folder| folder.with_file_name("mbus")) else { return Vec::new() };
-    let read = |path: PathBuf| {
-        let name = path.with_extension("").strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
-        let digits: Vec<u8> = fs::read(&path).unwrap().into_iter().filter(u8::is_ascii_hexdigit).collect();
-        let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-        let opinion = fs::read_to_string(path.with_extension("ref.json")).ok();
-        (name, digits.chunks(2).map(pair).collect(), opinion.map(|text| serde_json::from_str(&text).unwrap()))
+    let opinion = |Sample { name, bytes }: Sample| {
+        let name = name.strip_suffix(".hex").unwrap().to_owned();
+        let opinion = fs::read_to_string(folder.join(format!("{name}.ref.json"))).ok();
+        (name, bytes, opinion.map(|text| serde_json::from_str(&text).unwrap()))
     };
-    files(&folder, "hex").into_iter().map(read).collect()
+    mbus_frames().into_iter().map(opinion).collect()
 }
 
 #[test]

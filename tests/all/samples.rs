@@ -52,6 +52,18 @@ pub(crate) fn stream() -> Option<Sample> {
     found.pop()
 }
 
+/// Real M-Bus frames, their hex digits as bytes; none where the corpus is missing.
+pub(crate) fn mbus_frames() -> Vec<Sample> {
+    let Some(folder) = corpus_folder().map(|folder| folder.with_file_name("mbus")) else { return Vec::new() };
+    let mut found = samples(&folder, "hex");
+    for Sample { bytes, .. } in &mut found {
+        bytes.retain(u8::is_ascii_hexdigit);
+        let pair = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        *bytes = bytes.chunks(2).map(pair).collect();
+    }
+    found
+}
+
 /// Every file in and below `folder` whose name ends in `.extension`, in the order of the names.
 pub(crate) fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
