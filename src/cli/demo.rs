@@ -1,17 +1,17 @@
-//! `demo`: virtual meters on a pseudo-terminal, the real daemon, an embedded broker and a database.
+//! `demo`: virtual meters on pseudo-terminals, the real daemon, an embedded broker and a database.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{io::AsyncWriteExt, time::Instant};
-use tokio_serial::{SerialPort, SerialStream};
+use tokio_serial::SerialStream;
 
-use super::{Failure, Folder, Format, Outcome, asked_to_end, readings};
+use super::{Failure, Folder, Format, Outcome, asked_to_end, readings, simulate};
 use crate::{
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
     moment::Moment,
-    simulate::Household,
+    simulate::{Bus, Household, bus::Description, slave},
 };
 
 #[derive(Debug, clap::Args)]
@@ -30,11 +30,28 @@ pub(super) struct Arguments {
     format: Format,
 }
 
+/// The meters on the bus: heat in GJ and in kWh, and hot water, of a manufacturer that nobody is.
+const METERS: [(&str, slave::CountsIn); 3] = [
+    ("SIM-10000001-01-04", slave::CountsIn::GJ),
+    ("SIM-20000002-01-0C", slave::CountsIn::KWh),
+    ("SIM-30000003-01-06", slave::CountsIn::GJ),
+];
+
 const CONFIG: &str = r#"
 [gateway]
 id = "demo"
+clock = "always"
 [[p1]]
 port = "-"
+[[mbus]]
+port = "/dev/replaced"
+interval = "10s"
+[[mbus.meter]]
+address = 1
+[[mbus.meter]]
+address = 2
+[[mbus.meter]]
+address = 3
 [store]
 url = "sqlite://replaced"
 commit = "2s"
@@ -42,13 +59,11 @@ commit = "2s"
 
 pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
-    let (mut meter, wire) =
-        SerialStream::pair().map_err(|error| Failure::world(format!("no pseudo-terminal: {error}")))?;
-    let path = wire.name().ok_or_else(|| Failure::world("the pseudo-terminal has no name"))?;
-    // The daemon opens it by its path and for itself alone, as it would an adapter.
-    drop(wire);
+    let (mut meter, p1) = simulate::terminal()?;
+    let (wire, mbus) = simulate::terminal()?;
+    let bus = bus(arguments.seed)?;
     let database = folder.path.join("meterkast.db");
-    let config = config(&path, &folder, &database);
+    let config = config(&p1, &mbus, &folder, &database);
 
     let manner = Manner { live: true, drain: Some(Duration::from_secs(10)), share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
@@ -56,14 +71,17 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let broker =
         daemon.broker.borrow().clone().ok_or_else(|| Failure::world("no free port for the broker on 127.0.0.1"))?;
     let end = arguments.seconds.map_or_else(|| "Ctrl-C ends it".to_owned(), |seconds| format!("ends in {seconds} s"));
-    eprintln!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second; {end}.");
-    eprintln!("  P1 port   {path}");
+    eprintln!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second,");
+    eprintln!("and two heat meters and one for hot water on an M-Bus are read every ten seconds; {end}.");
+    eprintln!("  P1 port   {p1}");
+    eprintln!("  M-Bus     {mbus}");
     eprintln!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
     eprintln!("  database  {}    read: meterkast readings --store {}", database.display(), StoreUrl::sqlite(&database));
 
     let deadline = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     tokio::select! {
         sent = send_telegrams(&mut meter, arguments.seed) => sent?,
+        served = simulate::serve(bus, wire) => served?,
         () = wait_until(deadline) => {}
         asked = asked_to_end() => asked?,
     }
@@ -76,14 +94,27 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     Ok(if well { Outcome::Well } else { Outcome::Partly })
 }
 
-fn config(port: &str, folder: &Folder, database: &std::path::Path) -> Config {
+fn bus(seed: u64) -> Result<Bus, Failure> {
+    let meter = |((meter, counts_in), address): (&(&str, slave::CountsIn), u8)| slave::Description {
+        counts_in: *counts_in,
+        ..slave::Description::new(meter, address)
+    };
+    let meters = METERS.iter().zip(1..).map(meter).collect();
+    let description = Description { seed, ..Description::of(meters) };
+    Bus::new(description, Moment::utc(Timestamp::now())).map_err(Failure::world)
+}
+
+fn config(p1_port: &str, bus_port: &str, folder: &Folder, database: &std::path::Path) -> Config {
     // A text of our own, which a test reads.
     #[expect(clippy::expect_used, reason = "the text is a constant")]
     let mut config = Config::parse(CONFIG, "demo").expect("a valid configuration");
     config.mqtt.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.journal.path = folder.path.join("journal");
     if let Some(p1) = config.p1.first_mut() {
-        p1.port = Address::Path(PathBuf::from(port));
+        p1.port = Address::Path(PathBuf::from(p1_port));
+    }
+    if let Some(bus) = config.mbus.first_mut() {
+        bus.port = Address::Path(PathBuf::from(bus_port));
     }
     if let Some(store) = &mut config.store {
         store.url = StoreUrl::sqlite(database);
@@ -117,7 +148,9 @@ mod tests {
     #[test]
     fn its_configuration_is_valid() {
         let folder = Folder::new(None).unwrap();
-        let config = config("/dev/pts/7", &folder, &folder.path.join("x.db"));
+        let config = config("/dev/pts/7", "/dev/pts/8", &folder, &folder.path.join("x.db"));
         assert_eq!(config.p1[0].port, Address::Path("/dev/pts/7".into()));
+        assert_eq!(config.mbus[0].port, Address::Path("/dev/pts/8".into()));
+        assert_eq!(bus(1).unwrap().slaves().len(), config.mbus[0].meters.len());
     }
 }

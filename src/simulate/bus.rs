@@ -41,6 +41,11 @@ pub struct Description {
 }
 
 impl Description {
+    /// A bus without faults.
+    pub const fn of(meters: Vec<slave::Description>) -> Self {
+        Self { baud: Self::baud(), echo: false, damaged_per_mille: 0, seed: 0, meters }
+    }
+
     const fn baud() -> u32 {
         2400
     }

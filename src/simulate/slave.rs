@@ -61,6 +61,27 @@ pub struct Description {
     pub status: u8,
 }
 
+impl Description {
+    /// A meter that does all as it should.
+    pub fn new(meter: &str, address: u8) -> Self {
+        Self {
+            meter: meter.to_owned(),
+            address,
+            counts_in: CountsIn::default(),
+            telegrams: 1,
+            breaks_off: false,
+            silent: false,
+            answers_after_ms: 0,
+            pause_ms: 0,
+            rest_s: 0,
+            also_answers: None,
+            ignores_count_bit: false,
+            baud: None,
+            status: 0,
+        }
+    }
+}
+
 /// What a heat meter counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum CountsIn {
@@ -110,8 +131,8 @@ struct Link {
     read: Option<Duration>,
 }
 
-/// A J is so much of a millilitre of heating water that is cooled by 25 K, in millionths.
-const MICROLITRES_PER_10_KJ: u64 = 96;
+/// So much heating water gives 10 kJ when it is cooled by 25 K.
+const MILLILITRES_PER_10_KJ: u64 = 96;
 
 impl Slave {
     /// A meter whose registers depend on `seed`, at a moment. The error says what of the description is wrong.
@@ -336,10 +357,10 @@ impl Slave {
         let (vib, count) = self.counter(self.count);
         records.push((now, Coding::Binary(4), vib, number(count, 4)));
         if self.is_thermal() {
-            let volume = self.count / 10_000 * MICROLITRES_PER_10_KJ / 1_000_000;
+            let volume = self.count / 10_000 * MILLILITRES_PER_10_KJ / 1000;
             records.push((now, Coding::Bcd(4), &[0x13], bcd(volume, 4)));
-            // l/h at 25 K.
-            let flow = self.flow * 3600 / 10_000 * MICROLITRES_PER_10_KJ / 1_000_000;
+            // In l/h.
+            let flow = self.flow * 3600 / 10_000 * MILLILITRES_PER_10_KJ / 1000;
             records.push((now, Coding::Bcd(3), &[0x3B], bcd(flow, 3)));
             records.push((now, Coding::Bcd(3), &[0x2B], bcd(self.flow, 3)));
             records.push((maximum, Coding::Bcd(3), &[0x2B], bcd(7_800, 3)));
