@@ -89,6 +89,13 @@ impl Bus {
     /// Does a job. The error is the line's: it has to be opened again.
     pub async fn run(&mut self, job: Job) -> Result<Outcome, PortError> {
         let mut buffer = [0u8; 1024];
+        // What came while nobody listened is no answer to this.
+        for _ in 0..64 {
+            match tokio::time::timeout(Duration::ZERO, self.wire.read(&mut buffer)).await {
+                Ok(Ok(1..)) => {}
+                _ => break,
+            }
+        }
         self.master.start(self.began.elapsed(), job);
         loop {
             while let Some(action) = self.master.poll_action() {

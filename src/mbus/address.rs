@@ -159,12 +159,15 @@ impl From<Secondary> for Pattern {
     }
 }
 
-/// As installers write it: the number where nothing else is asked for, otherwise 16 digits as on the wire.
+/// As installers write it: the number where nothing else is asked for, `KAM-12345678-1B-04` where all is, and
+/// otherwise 16 digits as on the wire.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, manufacturer, version, medium } = *self;
-        if self.manufacturer == 0xFFFF && self.version == 0xFF && self.medium == 0xFF {
+        if (manufacturer, version, medium) == (0xFFFF, 0xFF, 0xFF) {
             write!(f, "{id:08X}")
+        } else if !manufacturer.to_le_bytes().contains(&0xFF) && version != 0xFF && medium != 0xFF {
+            Secondary { id, manufacturer: Manufacturer(manufacturer), version, medium }.fmt(f)
         } else {
             write!(f, "{id:08X}{:04X}{version:02X}{medium:02X}", manufacturer.swap_bytes())
         }
@@ -199,7 +202,8 @@ mod tests {
         for text in ["KAM-12345678-1B-04", "kam-12345678-1b-04", "2C2D-12345678-1B-04", "123456782D2C1B04"] {
             assert_eq!(Pattern::from_text(text), Some(exact), "{text}");
         }
-        assert_eq!(exact.to_string(), "123456782D2C1B04");
+        assert_eq!(exact.to_string(), "KAM-12345678-1B-04");
+        assert_eq!(Pattern { version: 0xFF, ..exact }.to_string(), "123456782D2CFF04");
         assert_eq!(Pattern::from_text("1234FFFF").unwrap().to_string(), "1234FFFF");
         for text in [
             "",

@@ -101,7 +101,7 @@ pub enum FrameError {
     #[error("it ends with {0:02X} and not with 16")]
     Stop(u8),
     /// It breaks off.
-    #[error("it breaks off: {0} bytes are missing at least")]
+    #[error("it breaks off, with {0} or more bytes missing")]
     Incomplete(usize),
 }
 
@@ -215,7 +215,7 @@ mod tests {
             (&[0x68, 3, 3, 0x67], "67 stands where the second 68 belongs"),
             (&[0x10, 0x40, 0x01, 0x42, 0x16], "its checksum is 42, and its bytes give 41"),
             (&[0x10, 0x40, 0x01, 0x41, 0x17], "it ends with 17 and not with 16"),
-            (&[0x68, 3, 3, 0x68, 8], "it breaks off: 4 bytes are missing at least"),
+            (&[0x68, 3, 3, 0x68, 8], "it breaks off, with 4 or more bytes missing"),
         ] {
             assert_eq!(Frame::parse(bytes).unwrap_err().to_string(), reason);
         }

@@ -7,8 +7,8 @@
 //!   at `i/n` of the interval, so that the bus is never bunched.
 //! - A meter is never read before its least interval is over: battery meters fall silent when they are read too
 //!   often.
-//! - Those that failed are read again when all others that are due have had their turn, up to twice. Who failed in
-//!   all passes gets one pass an interval until it answers.
+//! - Those that failed are read again a little later, behind all others that were due before, up to twice. Who
+//!   failed in all passes gets one pass an interval until it answers.
 
 use std::time::Duration;
 
@@ -77,13 +77,14 @@ impl Schedule {
         turn.due = turn.due.max(now.saturating_add(rest));
     }
 
-    /// What is due at `now`: of several the one that is due longest, those that failed last.
+    /// What is due at `now`: of several the one that is due longest, so that nobody starves on a bus that has more to
+    /// do than time for it.
     pub fn next(&self, now: Instant) -> Due {
-        let ready = self.turns.iter().enumerate().filter(|(_, turn)| turn.due <= now);
-        if let Some((index, _)) = ready.min_by_key(|(_, turn)| (turn.failed, turn.due)) {
-            return Due::Now(index);
+        match self.turns.iter().enumerate().min_by_key(|(_, turn)| turn.due) {
+            None => Due::Never,
+            Some((index, turn)) if turn.due <= now => Due::Now(index),
+            Some((_, turn)) => Due::At(turn.due),
         }
-        self.turns.iter().map(|turn| turn.due).min().map_or(Due::Never, Due::At)
     }
 
     /// Notes what came of reading a meter.
@@ -167,6 +168,17 @@ mod tests {
         // While it is absent it is asked once an interval; when it is back, passes come back too.
         let read = run(&mut Schedule::new(&[QUARTER], seconds(0)), 9000, |_, now| (2000..4000).contains(&now));
         assert_eq!(read[0], [0, 6, 17, 900, 1800, 2700, 3600, 4500, 4506, 4517, 5400, 6300, 7200, 8100]);
+    }
+
+    #[test]
+    fn nobody_starves_where_there_is_too_much_to_do() {
+        let hasty = Rhythm { interval: seconds(2), at_least: Duration::ZERO };
+        let mut schedule = Schedule::new(&[hasty; 5], seconds(0));
+        // A disturbance, after which all answer.
+        let read = run(&mut schedule, 300, |_, now| now > 60);
+        for meter in read {
+            assert!(meter.iter().filter(|at| **at > 100).count() > 20, "{meter:?}");
+        }
     }
 
     #[test]

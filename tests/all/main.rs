@@ -20,6 +20,7 @@ mod mbus_bus;
 mod mbus_corpus;
 mod mbus_differential;
 mod mbus_mutation;
+mod mbus_way;
 mod mutation;
 mod noise;
 mod parts;
