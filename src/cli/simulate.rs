@@ -27,7 +27,7 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Mbus {
-    /// The bus and its meters (TOML); see config/bus.toml
+    /// The bus and its meters (TOML); see `--print`
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// A name for the pseudo-terminal: a symbolic link that goes at the end
@@ -39,7 +39,7 @@ pub(super) struct Mbus {
 }
 
 /// What is simulated without a file.
-pub(super) const BUS: &str = include_str!("../../config/bus.toml");
+pub(super) const BUS: &str = include_str!("../../fixtures/bus.toml");
 
 pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
     let Command::Mbus(arguments) = command;
