@@ -130,7 +130,7 @@ pub struct Decoded {
     pub address: u8,
     /// The number of this answer by the meter's count; None without a header.
     pub access_number: Option<u8>,
-    /// Whether it has more telegrams.
+    /// Whether it has more telegrams than these.
     pub more_follow: bool,
 }
 
@@ -322,6 +322,8 @@ impl Telling {
     }
 
     fn add(&mut self, answer: &Answer<'_>) -> Result<(), Reason> {
+        // The last telegram of a readout says it.
+        self.more_follow = false;
         let (data, high_first) = match answer.body {
             Body::Records { data, high_first } => (data, high_first),
             Body::Fixed { counters, units, status } => {
@@ -342,7 +344,7 @@ impl Telling {
                     self.record(&record);
                 }
                 Item::Manufacturer { more_follow, data } => {
-                    self.more_follow |= more_follow;
+                    self.more_follow = more_follow;
                     // Random bytes may begin so; they may not end the doubt.
                     if doubtful && self.readings.is_empty() {
                         return Err(Reason::Encrypted(mode));
@@ -616,7 +618,7 @@ impl Telling {
                 let record = Record::new(qualifiers, coding, vib, &[]);
                 let vib = super::Vib { vif: *vib.first()?, text: None, extensions: vib.get(1..)? };
                 let record = Record { data: Cow::Borrowed(&counter), vib, ..record };
-                // Counters of the fixed structure have no sign.
+                // A binary counter of the fixed structure has a sign.
                 let meaning = vif::meaning(&vib)?;
                 self.tell(&record, meaning)
             });
