@@ -82,6 +82,12 @@ pub enum Reason {
     /// The frames of one readout are of two meters.
     #[error("two meters in one readout")]
     OtherMeter,
+    /// A readout of several telegrams lacks the last.
+    #[error("the readout breaks off: the meter announced another telegram, and none followed")]
+    Unfinished,
+    /// A readout that does not come to an end.
+    #[error("the readout has no end: it has more than 32 telegrams")]
+    Endless,
 }
 
 impl Reason {
@@ -98,6 +104,8 @@ impl Reason {
             Self::Record(_) => "record",
             Self::Encrypted(_) => "encrypted",
             Self::OtherMeter => "other_meter",
+            Self::Unfinished => "unfinished",
+            Self::Endless => "endless",
         }
     }
 }

@@ -31,6 +31,8 @@ pub mod control {
     pub const RSP_UD: u8 = 0x08;
     /// The frame count bit: toggled for each new request, kept for a repeat.
     pub const FCB: u8 = 0x20;
+    /// Set in what a master sends, and in nothing that a slave does.
+    pub const FROM_MASTER: u8 = 0x40;
     /// What an answer may add to [`RSP_UD`].
     pub const ANSWER_BITS: u8 = 0x30;
 }

@@ -28,6 +28,7 @@ mod real;
 pub mod record;
 pub mod scan;
 pub mod schedule;
+mod stream;
 pub mod value;
 pub mod vif;
 
@@ -36,3 +37,4 @@ pub use decode::{Answer, Decoded, Reason, State, decode, read};
 pub use frame::{Frame, FrameError, MAX_FRAME, control};
 pub use master::{Action, Command, Heard, Job, Master, Outcome, Readout, Target, Task, Timing, Trouble};
 pub use record::{Coding, Item, Record, RecordError, Records, Vib};
+pub use stream::{Piece, Rejected, Stream, begins};
