@@ -4,26 +4,48 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs};
 
 use meterkast::{
-    p1::{LineEnds, Piece, Tail, Telegram, Writer, decode},
+    mbus::{self, Answer, Frame, Item, Records, Stream},
+    p1::{LineEnds, Piece, Tail, Telegram, Transcript, Writer, decode},
     payload,
-    reading::Identity,
+    reading::{Identity, Report},
 };
 
-use crate::samples::{Sample, corpus, files, fixtures, read, root};
+use crate::samples::{Sample, corpus, files, fixtures, mbus_fixtures, read, root};
+
+/// A line as `meterkast decode` prints it of a meter on a port of this name.
+fn line(report: Report, port: &str) -> String {
+    payload::decoded(&report.rename(|meter: Identity| meter.name("decode", port))) + "\n"
+}
 
 /// What `meterkast decode` prints of a file that comes in on a port named `p1`.
 fn decoded(sample: &Sample) -> String {
     let mut lines = String::new();
     read([&sample.bytes[..]], |outcome| match outcome {
-        Ok((_, decoded)) => {
-            for report in decoded.reports {
-                let report = report.rename(|meter: Identity| meter.name("decode", "p1"));
-                lines.push_str(&payload::decoded(&report));
-                lines.push('\n');
-            }
-        }
+        Ok((_, decoded)) => lines.extend(decoded.reports.into_iter().map(|report| line(report, "p1"))),
         Err(rejected) => writeln!(lines, "! {}: {}", rejected.offset, rejected.reason.kind()).unwrap(),
     });
+    lines
+}
+
+/// The bytes on the bus that a fixture of hex digits stands for.
+fn on_the_bus(sample: &Sample) -> Vec<u8> {
+    let mut transcript = Transcript::new();
+    let begin = transcript.push(&sample.bytes);
+    [begin, transcript.end()].concat()
+}
+
+/// What `meterkast decode` prints of a file that comes in on a port named `mbus`.
+fn decoded_mbus(sample: &Sample) -> String {
+    let mut lines = String::new();
+    let mut stream = Stream::new(1);
+    stream.push(&on_the_bus(sample));
+    stream.end();
+    while let Some(outcome) = stream.poll() {
+        match outcome {
+            Ok(piece) => lines.push_str(&line(piece.decoded.report, "mbus")),
+            Err(rejected) => writeln!(lines, "! {}: {}", rejected.offset, rejected.reason.kind()).unwrap(),
+        }
+    }
     lines
 }
 
@@ -60,9 +82,10 @@ fn difference(expected: &str, decoded: &str) -> Option<String> {
 fn are_decoded_as_expected() {
     let bless = std::env::var_os("METERKAST_BLESS").is_some_and(|value| value == "1");
     let mut complaints = String::new();
-    for sample in fixtures() {
-        let path = root().join("fixtures/p1").join(&sample.name).with_extension("expected");
-        let decoded = decoded(&sample);
+    let p1 = fixtures().into_iter().map(|sample| ("p1", decoded(&sample), sample));
+    let mbus = mbus_fixtures().into_iter().map(|sample| ("mbus", decoded_mbus(&sample), sample));
+    for (folder, decoded, sample) in p1.chain(mbus) {
+        let path = root().join("fixtures").join(folder).join(&sample.name).with_extension("expected");
         if bless {
             fs::write(path, decoded).unwrap();
         } else if !path.exists() {
@@ -105,13 +128,82 @@ fn no_line_is_without_effect() {
     }
 }
 
+/// Likewise for the records of M-Bus: each one says something.
+#[test]
+fn no_record_is_without_effect() {
+    let mut records = 0;
+    for sample in mbus_fixtures() {
+        let bytes = on_the_bus(&sample);
+        for at in 0..bytes.len() {
+            // What is no answer with records, or none that can be read, has none that can be left out.
+            let Ok((Frame::Long { control, address, ci, data }, _)) = Frame::parse(&bytes[at..]) else { continue };
+            let header = match ci {
+                0x72 | 0x76 => 12,
+                0x7A => 4,
+                0x78 => 0,
+                _ => continue,
+            };
+            let frame = |data: &[u8]| Frame::Long { control, address, ci, data }.emit();
+            let Ok(whole) = mbus::read(&frame(data), 1) else { continue };
+            let (header, data) = data.split_at(header);
+            let items: Vec<(Vec<u8>, bool)> = Records::new(data)
+                .map(|item| match item.unwrap() {
+                    Item::Record(record) => ([&record.head[..], &record.data[..]].concat(), true),
+                    Item::Manufacturer { more_follow, data } => {
+                        ([&[if more_follow { 0x1F } else { 0x0F }], data].concat(), more_follow || !data.is_empty())
+                    }
+                    Item::Reserved(data) => (data.to_vec(), true),
+                })
+                .collect();
+            for (left_out, (item, says)) in items.iter().enumerate() {
+                let others = items.iter().enumerate().filter(|(index, _)| *index != left_out);
+                let others: Vec<u8> = others.flat_map(|(_, (item, _))| item.clone()).collect();
+                let less = mbus::read(&frame(&[header, &others].concat()), 1);
+                assert!(less.as_ref() != Ok(&whole) || !says, "{}: {item:02x?} has no effect", sample.name);
+                records += 1;
+            }
+        }
+    }
+    assert!(records >= 150, "only {records} records were left out");
+}
+
+/// The frames of M-Bus are those that their parts make.
+#[test]
+fn frames_print_back() {
+    let mut written = 0;
+    for sample in mbus_fixtures() {
+        let bytes = on_the_bus(&sample);
+        for at in 0..bytes.len() {
+            let Ok((frame @ Frame::Long { .. }, length)) = Frame::parse(&bytes[at..]) else { continue };
+            assert_eq!(frame.emit(), bytes[at..at + length], "{} at {at}", sample.name);
+            written += usize::from(Answer::parse(&frame).is_ok());
+        }
+    }
+    assert!(written >= 40, "only {written} frames were written back");
+}
+
 #[test]
 fn have_no_expectation_without_a_file() {
-    let stems = |extension| -> BTreeSet<_> {
-        files(&root().join("fixtures/p1"), extension).iter().map(|path| path.with_extension("")).collect()
-    };
-    let (telegrams, expectations) = (stems("txt"), stems("expected"));
-    assert_eq!(expectations.difference(&telegrams).collect::<Vec<_>>(), Vec::<&std::path::PathBuf>::new());
+    for (folder, extension) in [("p1", "txt"), ("mbus", "hex")] {
+        let stems = |extension| -> BTreeSet<_> {
+            let found = files(&root().join("fixtures").join(folder), extension);
+            found.iter().map(|path| path.with_extension("")).collect()
+        };
+        let (telegrams, expectations) = (stems(extension), stems("expected"));
+        assert_eq!(expectations.difference(&telegrams).collect::<Vec<_>>(), Vec::<&std::path::PathBuf>::new());
+    }
+}
+
+/// Each fixture has its line in the README, and each line its fixture.
+#[test]
+fn are_all_described() {
+    let text = fs::read_to_string(root().join("fixtures/README.md")).unwrap();
+    let (_, described) = text.split_once("## M-Bus").unwrap();
+    let described: BTreeSet<&str> =
+        described.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0)).collect();
+    let fixtures = mbus_fixtures();
+    let names: BTreeSet<&str> = fixtures.iter().map(|sample| sample.name.strip_suffix(".hex").unwrap()).collect();
+    assert_eq!(described, names);
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub(crate) fn fixtures() -> Vec<Sample> {
     samples(&root().join("fixtures/p1"), "txt")
 }
 
+/// Our own M-Bus frames, as hex digits.
+pub(crate) fn mbus_fixtures() -> Vec<Sample> {
+    samples(&root().join("fixtures/mbus"), "hex")
+}
+
 /// Where the real telegrams are, which name real households and so are not in the repository. None
 /// where they are not, unless `METERKAST_REQUIRE_CORPUS=1` demands them.
 pub(crate) fn corpus_folder() -> Option<PathBuf> {
