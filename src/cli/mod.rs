@@ -41,7 +41,7 @@ enum Command {
     Run(run::Arguments),
     /// Validate a configuration: names the line and the remedy
     Check(check::Arguments),
-    /// Print what telegrams say
+    /// Print what telegrams of P1 and M-Bus meters say
     Decode(decode::Arguments),
     /// Send a capture the whole way, and wait until it is stored
     Replay(replay::Arguments),

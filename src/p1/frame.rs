@@ -86,6 +86,20 @@ enum Inside {
     Sealed(usize),
 }
 
+/// Whether a telegram (`/` and three letters) or a sealed frame begins here; None when more bytes are needed.
+pub fn begins(bytes: &[u8]) -> Option<bool> {
+    match *bytes {
+        [] => None,
+        // The digit for the baud rate is not everywhere.
+        [b'/', ref name @ ..] => {
+            let letters = name.iter().take(3).take_while(|byte| byte.is_ascii_alphabetic()).count();
+            if letters == name.len() && letters < 3 { None } else { Some(letters == 3) }
+        }
+        [0xDB, ..] if cipher::may_begin(bytes) => (bytes.len() >= cipher::TELLING).then_some(true),
+        _ => Some(false),
+    }
+}
+
 impl Framer {
     /// An empty framer at the beginning of a stream.
     pub fn new() -> Self {
@@ -384,6 +398,26 @@ mod tests {
     fn check(bytes: &[u8], expected: &[&str]) {
         for size in 1..=bytes.len().max(1) {
             assert_eq!(pieces(bytes, size), expected, "in chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn a_few_bytes_tell_whether_something_begins() {
+        let sealed = [0xDB, 0x08, 1, 2, 3, 4, 5, 6, 7, 8, 0x82, 0x01, 0x00, 0x30];
+        for (bytes, expected) in [
+            (&b""[..], None),
+            (b"/", None),
+            (b"/XY", None),
+            (b"/XYZ5", Some(true)),
+            (b"/XYZ5\\2", Some(true)),
+            (b"/X1", Some(false)),
+            (b"/XYZ-", Some(true)),
+            (b"XYZ5", Some(false)),
+            (&sealed[..13], None),
+            (&sealed, Some(true)),
+            (&[0xDB, 0x09], Some(false)),
+        ] {
+            assert_eq!(begins(bytes), expected, "{bytes:02X?}");
         }
     }
 

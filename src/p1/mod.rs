@@ -32,7 +32,7 @@ mod transcript;
 pub use cipher::{Key, NotAKey};
 pub use decode::{Decoded, decode};
 pub use dialect::Dialect;
-pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail};
+pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail, begins};
 pub use reader::{Accepted, Reader};
 pub use telegram::{Line, LineEnds, Lines, Telegram, Writer};
 pub use transcript::{Form, Transcript};

@@ -204,7 +204,7 @@ fn judge(begin: &[u8], ended: bool) -> Option<Form> {
     if long_enough && sample.len() >= 8 && sample.iter().all(|&byte| is_hex_text(byte)) {
         return Some(Form::Hex);
     }
-    // No telegram, and no sealed frame, gives base64 that begins with a slash; many a header looks like that.
+    // No telegram, no sealed frame and no M-Bus frame gives base64 that begins with a slash; many a header looks so.
     if long_enough && sample.len() >= 16 && !sample.starts_with(b"/") && sample.iter().all(|&byte| is_base64(byte)) {
         return Some(Form::Base64);
     }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use meterkast::p1::Writer;
 use serde_json::Value;
 
@@ -124,13 +125,125 @@ fn decode_says_when_there_is_nothing() {
     let file = |name: &str, content: &str| folder.file(name, content).to_str().unwrap().to_owned();
     for (file, message) in [
         (file("empty", ""), "is empty"),
-        (file("blank", "\r\n\r\n"), "holds no P1 telegram"),
+        (file("blank", "\r\n\r\n"), "holds neither a P1 telegram nor an M-Bus frame"),
         (folder.path("none").to_str().unwrap().to_owned(), "No such file"),
-        (file("text", "no telegram"), ":0: fragment"),
+        (file("text", "no telegram"), ": holds neither a P1 telegram nor an M-Bus frame"),
+        (file("slash", "/ABC5 and no more"), ":0: truncated"),
+        (file("frame", "68 0F 0F 68 08 05"), ":0: no frame: it breaks off: 15 bytes are missing at least"),
+        (file("requests", "10 40 05 45 16 E5 10 7B 05 80 16"), "holds requests of an M-Bus master, and no meter's"),
     ] {
         let ended = meterkast(&["decode", &file], b"");
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{file}");
         assert!(ended.stderr.starts_with(&file) && ended.stderr.contains(message), "{}", ended.stderr);
+    }
+}
+
+/// The bytes of an M-Bus fixture, and what the decoder must make of it.
+fn mbus_fixture(name: &str) -> (Vec<u8>, String) {
+    let path = root().join("fixtures/mbus").join(name).with_extension("hex");
+    let text = fs::read_to_string(&path).unwrap();
+    let bytes = text.split_whitespace().map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+    let expected = fs::read_to_string(path.with_extension("expected")).unwrap();
+    (bytes, expected.lines().filter(|line| !line.starts_with('!')).map(|line| format!("{line}\n")).collect())
+}
+
+#[test]
+fn decode_finds_out_that_it_is_m_bus() {
+    let (bytes, expected) = mbus_fixture("heat-gj");
+    let spaced: Vec<String> = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+    let lines: Vec<String> = spaced.chunks(16).map(|line| line.join(" ")).collect();
+    let dump: String = bytes
+        .chunks(16)
+        .enumerate()
+        .map(|(line, bytes)| {
+            let pairs: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{:08x}  {:<48}  |{}|\n", line * 16, pairs.join(" "), ".".repeat(bytes.len()))
+        })
+        .collect();
+    for (input, said) in [
+        (bytes.clone(), ""),
+        (spaced.concat().into_bytes(), "-: read as hex digits\n"),
+        (lines.join("\n").into_bytes(), "-: read as hex digits\n"),
+        (spaced.join(":").to_lowercase().into_bytes(), "-: read as hex digits\n"),
+        (dump.into_bytes(), "-: read as a hex dump\n"),
+        (STANDARD.encode(&bytes).into_bytes(), "-: read as base64\n"),
+    ] {
+        let ended = meterkast(&["decode"], &input);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), said));
+        assert_eq!(ended.stdout, expected);
+    }
+    // Files of both kinds, in their order.
+    let path = root().join("fixtures/mbus/heat-gj.hex");
+    let ended = meterkast(&["decode", &fixture("heat-only"), path.to_str().unwrap()], b"");
+    assert_eq!(ended.stdout, self::expected("heat-only") + &expected);
+    let table = meterkast(&["decode", "--format", "table"], &bytes).stdout;
+    assert!(table.starts_with("heat meter KAM-10000001-1B-04, at 2026-11-21T20:15:00+01:00\n"), "{table}");
+    assert!(table.contains("storage 1, at 2026-10-31T23:59:00+01:00, as sent: 120001 MJ"), "{table}");
+    let (bytes, _) = mbus_fixture("manufacturers-own");
+    let table = meterkast(&["decode", "--format", "table"], &bytes).stdout;
+    assert!(
+        table.contains("without a time of its own") && table.contains("  unknown      04FF07 672b0000\n"),
+        "{table}"
+    );
+}
+
+#[test]
+fn decode_finds_m_bus_frames_between_anything() {
+    let (good, line) = mbus_fixture("heat-gj");
+    let damaged: Vec<u8> = good.iter().enumerate().map(|(at, byte)| if at == 30 { byte ^ 1 } else { *byte }).collect();
+    let request = [0x10, 0x5B, 5, 0x60, 0x16];
+    let mixed = [&request[..], &good, b"/\x00noise", &damaged, &[0xE5], &request, &good].concat();
+    let ended = meterkast(&["decode"], &mixed);
+    assert_eq!((ended.code, ended.stdout), (Some(1), line.repeat(2)));
+    let at = request.len() + good.len();
+    let said: Vec<&str> = ended.stderr.lines().collect();
+    assert!(said.len() == 2 && said[0] == format!("-:{at}: no frame: no frame begins with 2F"), "{said:?}");
+    assert!(said[1].starts_with(&format!("-:{}: no frame: its checksum is ", at + 7)), "{said:?}");
+    // More noise than is kept.
+    let noise = vec![0xAA; 200_000];
+    let ended = meterkast(&["decode"], &[&noise[..], &good, &damaged].concat());
+    assert_eq!((ended.code, ended.stdout), (Some(1), line.clone()));
+    let said: Vec<&str> = ended.stderr.lines().collect();
+    assert!(
+        said.len() >= 2 && said[0].starts_with("-:0: ") && said[0].ends_with("neither of P1 nor of M-Bus"),
+        "{said:?}"
+    );
+    let damage = format!("-:{}: no frame: its checksum", noise.len() + good.len());
+    assert!(said.last().is_some_and(|last| last.starts_with(&damage)), "{said:?}");
+    // Whatever comes first decides: a telegram of P1 here.
+    let telegram = fs::read(fixture("heat-only")).unwrap();
+    let ended = meterkast(&["decode"], &[&telegram[..], &good].concat());
+    assert_eq!((ended.code, ended.stdout), (Some(1), expected("heat-only")));
+    for (name, reason) in [
+        ("encrypted", ":0: encrypted (security mode 5)"),
+        ("application-error", ":0: the meter answers with an application error: busy"),
+        ("readout-breaks-off", ":0: the readout breaks off: the meter announced another telegram, and none followed"),
+    ] {
+        let (bytes, lines) = mbus_fixture(name);
+        let ended = meterkast(&["decode"], &bytes);
+        assert_eq!((ended.code, ended.stdout), (Some(1), lines), "{name}");
+        assert!(ended.stderr.contains(reason), "{name}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn decode_is_told_where_the_clocks_of_m_bus_meters_stand() {
+    let (bytes, _) = mbus_fixture("clock-in-summer");
+    for (hours, shown) in [
+        ("0", "2026-07-14T08:30:00+01:00"),
+        ("1", "2026-07-14T08:30:00+02:00"),
+        ("-12", "2026-07-14T08:30:00-11:00"),
+        ("14", "2026-07-14T08:30:00+15:00"),
+    ] {
+        let ended = meterkast(&["decode", "--utc-offset", hours], &bytes);
+        let lines: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((ended.code, lines.len()), (Some(0), 2), "{ended:?}");
+        assert_eq!(lines[0]["measured_at"], shown);
+        // Its clock is marked as invalid.
+        assert_eq!((&lines[1]["measured_at"], &lines[1]["clock"]), (&Value::Null, &"gateway".into()));
+    }
+    for hours in ["15", "-13", "1.5", "summer"] {
+        assert_eq!(meterkast(&["decode", "--utc-offset", hours], &bytes).code, Some(2), "{hours}");
     }
 }
 
