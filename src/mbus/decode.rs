@@ -245,9 +245,11 @@ impl<'a> Answer<'a> {
     /// Whether the slave has more telegrams: its last DIF is 1F.
     pub fn more_follow(&self) -> Result<bool, Reason> {
         let Body::Records { data, .. } = self.body else { return Ok(false) };
+        let mode = self.state.map_or(0, |state| state.security_mode);
         let mut more = false;
         for item in Records::new(data) {
-            more |= matches!(item?, Item::Manufacturer { more_follow: true, .. });
+            let item = item.map_err(|error| if mode != 0 { Reason::Encrypted(mode) } else { Reason::Record(error) })?;
+            more |= matches!(item, Item::Manufacturer { more_follow: true, .. });
         }
         Ok(more)
     }
