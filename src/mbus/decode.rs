@@ -474,15 +474,18 @@ impl Telling {
         matches!(self.medium, Medium::Heat | Medium::Cooling | Medium::HeatCooling | Medium::HotWater | Medium::Water)
     }
 
-    /// Electric energy counts by direction, as on P1.
+    /// Electricity counts by direction, as on P1.
     fn register(&self, name: Cow<'static, str>, unit: &Unit) -> Option<Register> {
-        let name = match &*name {
-            "energy" | "energy_forward" if self.medium == Medium::Electricity && *unit == Unit::KWH => {
-                Cow::Borrowed("import_total")
-            }
-            "energy_backward" if self.medium == Medium::Electricity && *unit == Unit::KWH => {
-                Cow::Borrowed("export_total")
-            }
+        let electric = self.medium == Medium::Electricity && matches!(unit.as_str(), "kWh" | "kW" | "kvarh" | "kvar");
+        let name = match (&*name, electric) {
+            ("energy" | "energy_forward", true) => Cow::Borrowed("import_total"),
+            ("energy_backward", true) => Cow::Borrowed("export_total"),
+            ("power_forward", true) => Cow::Borrowed("power_import"),
+            ("power_backward", true) => Cow::Borrowed("power_export"),
+            ("reactive_energy_forward", true) => Cow::Borrowed("reactive_import_total"),
+            ("reactive_energy_backward", true) => Cow::Borrowed("reactive_export_total"),
+            ("reactive_power_forward", true) => Cow::Borrowed("reactive_power_import"),
+            ("reactive_power_backward", true) => Cow::Borrowed("reactive_power_export"),
             _ => name,
         };
         match name {

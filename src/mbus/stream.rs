@@ -476,7 +476,7 @@ mod tests {
         }
         assert_eq!(pieces(b"AB"), ["0+2 no frame: no frame begins with 41"]);
         assert_eq!(pieces(&[0x68, 1, 5, 0]), ["0+4 no frame: its length is given as 1 and as 5"]);
-        assert_eq!(pieces(&[0x10, 0x40]), ["0+2 no frame: it breaks off: 3 bytes are missing at least"]);
+        assert_eq!(pieces(&[0x10, 0x40]), ["0+2 no frame: it breaks off, with 3 or more bytes missing"]);
         assert_eq!(pieces(&[]), Vec::<String>::new());
     }
 
@@ -517,7 +517,7 @@ mod tests {
         let shown = pieces(&[&good[..20], &damaged, &good].concat());
         assert_eq!(shown.len(), 3, "{shown:?}");
         let shown = pieces(&good[..length - 1]);
-        assert_eq!(shown, [format!("0+{} no frame: it breaks off: 1 bytes are missing at least", length - 1)]);
+        assert_eq!(shown, [format!("0+{} no frame: it breaks off, with 1 or more bytes missing", length - 1)]);
     }
 
     #[test]
