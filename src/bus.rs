@@ -174,7 +174,7 @@ impl Reader {
     }
 
     async fn run(&mut self) -> Result<(), Gone> {
-        self.wait_for_clock().await?;
+        self.wait_for_clock(is_synchronised).await?;
         let mut trouble: Option<PortError> = None;
         loop {
             let error = match Bus::open(&self.source.bus.port, self.source.bus.baud).await {
@@ -200,7 +200,7 @@ impl Reader {
         }
     }
 
-    async fn wait_for_clock(&mut self) -> Result<(), Gone> {
+    async fn wait_for_clock(&mut self, is_synchronised: impl AsyncFn() -> bool) -> Result<(), Gone> {
         if self.source.clock == ClockTrust::Always || is_synchronised().await {
             return Ok(());
         }
@@ -308,6 +308,9 @@ impl Reader {
         report.info.extend(meter_time.map(time));
         // Under which a meter is exchanged for another.
         report.info.push(("address".into(), meter.address.to_string().into()));
+        if let Some((most, unit)) = &meter.limit {
+            self.source.judge.limit(&report.meter, *most, unit.clone());
+        }
         self.source.judge.judge(&mut report, received_at);
         self.remember(&meter.address.to_string(), &report.meter).await?;
         self.send(What::Telegram { reports: vec![report], received_at, restored: false }).await?;
@@ -435,4 +438,83 @@ async fn is_synchronised() -> bool {
         command.is_ok_and(|output| output.stdout.starts_with(b"yes"))
     });
     asked.await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn reader(clock: ClockTrust) -> (Reader, mpsc::Receiver<Gathered>) {
+        let (out, gathered) = mpsc::channel(16);
+        let config = Config::parse("[[mbus]]\nport = \"/dev/x\"\n[[mbus.meter]]\naddress = 1\n", "c").unwrap();
+        let source = Source {
+            bus: config.mbus[0].clone(),
+            judge: Judge::default(),
+            recent: Vec::new(),
+            gateway: "gw-1".into(),
+            clock,
+            memory: PathBuf::from("/nonexistent"),
+        };
+        let reader = Reader {
+            clock: Clock::Gateway,
+            remembered: BTreeMap::new(),
+            schedule: None,
+            meters: source.bus.meters.clone(),
+            began: Instant::now(),
+            name: "mbus".into(),
+            source,
+            out,
+        };
+        (reader, gathered)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_waited_for_and_then_marked() {
+        for (trust, synchronised_after, waited, clock) in [
+            (ClockTrust::Always, u64::MAX, 0..=0, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, 0, 0..=0, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, 60, 60..=70, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, u64::MAX, 600..=610, Clock::Unsynchronised),
+        ] {
+            let (mut reader, mut gathered) = reader(trust);
+            let began = Instant::now();
+            let asked = Cell::new(0u32);
+            let is_synchronised = async || {
+                asked.set(asked.get() + 1);
+                began.elapsed().as_secs() >= synchronised_after
+            };
+            assert!(reader.wait_for_clock(is_synchronised).await.is_ok());
+            assert!(waited.contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+            assert_eq!(reader.clock, clock);
+            // An answer takes the clock along.
+            let frame = mbus::Frame::Long { control: 8, address: 1, ci: 0x78, data: &[0x02, 0x13, 1, 0] }.emit();
+            let readout = Readout { frames: vec![frame], requests: 1 };
+            let meter = reader.meters[0].clone();
+            assert!(matches!(reader.readout(&meter, &readout).await, Ok(None)));
+            let report = loop {
+                if let What::Telegram { reports, .. } = gathered.recv().await.unwrap().what {
+                    break reports[0].clone();
+                }
+            };
+            assert_eq!((report.clock, report.meter.as_str()), (clock, "gw-1.mbus.1"));
+        }
+    }
+
+    #[test]
+    fn what_was_found_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = memory(folder.path(), "bus 1");
+        std::fs::write(
+            &path,
+            "# x\n5 KAM-12345678-1B-04\n12345678 \nnonsense here\nEFE-34567890-00-06 EFE-34567890-00-06\n",
+        )
+        .unwrap();
+        let known = remembered(folder.path(), "bus 1");
+        assert_eq!(known.keys().collect::<Vec<_>>(), ["12345678", "5", "EFE-34567890-00-06"]);
+        assert_eq!(known["5"], "KAM-12345678-1B-04");
+        assert!(remembered(folder.path(), "bus 2").is_empty());
+    }
 }

@@ -19,6 +19,7 @@ use crate::{
     mbus::{Command, Job, Pattern, Target, Timing, frame::address, schedule::Rhythm},
     p1::Dialect,
     plausible::Connection,
+    unit::{Decimal, Unit},
 };
 
 /// Everything a configuration says.
@@ -138,6 +139,9 @@ pub struct Meter {
     /// No more telegrams of a reading than these are asked for.
     #[serde(default, deserialize_with = "telegrams")]
     pub telegrams: Option<u8>,
+    /// The most that it may count in an hour: what is beyond is flagged as too fast.
+    #[serde(default, deserialize_with = "hourly")]
+    pub limit: Option<(Decimal, Unit)>,
     /// What is sent before each reading: control information and data in hex digits.
     #[serde(default, deserialize_with = "commands")]
     pub before: Vec<Command>,
@@ -146,7 +150,16 @@ pub struct Meter {
 impl Meter {
     /// A meter with nothing said but its address.
     pub const fn at(address: Target) -> Self {
-        Self { address, interval: None, at_least: None, timeout: None, baud: None, telegrams: None, before: Vec::new() }
+        Self {
+            address,
+            interval: None,
+            at_least: None,
+            timeout: None,
+            baud: None,
+            telegrams: None,
+            limit: None,
+            before: Vec::new(),
+        }
     }
 }
 
@@ -601,6 +614,18 @@ fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error
     }
 }
 
+/// `0.1 GJ` and the like.
+fn hourly<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(Decimal, Unit)>, D::Error> {
+    const FORM: &str = "write what it may count in an hour, such as \"0.1 GJ\", \"2.5 m3\" or \"20 kWh\"";
+    let text = String::deserialize(deserializer).map_err(|_| de::Error::custom(format!("this is no limit: {FORM}")))?;
+    let parse = || {
+        let (number, unit) = text.split_once(' ')?;
+        let unit = [Unit::GJ, Unit::M3, Unit::KWH].into_iter().find(|known| known.as_str() == unit.trim())?;
+        Decimal::parse(number.as_bytes()).filter(|most| most.mantissa() > 0).map(|most| (most, unit))
+    };
+    parse().map(Some).ok_or_else(|| de::Error::custom(format!("`{text}` is no limit: {FORM}")))
+}
+
 /// Each text: a byte of control information, and data.
 fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Command>, D::Error> {
     let read = |text: &String| {
@@ -881,6 +906,42 @@ mod tests {
         assert!(error(&format!("{GOOD}[journal]\nmax-bytes = \"1MiB\"\n")).contains("at least \"16MiB\""));
         assert!(error(&format!("{GOOD}[gateway]\nid = \"_x\"\n")).contains("begins with `_`"));
         assert!(error("[store]\nurl = \"sqlite:///x\"\nid = \"state\"\n").contains("name of a topic"));
+    }
+
+    #[test]
+    fn a_bus_and_its_meters_are_read() {
+        let text = "[[mbus]]\nport = \"tcp://h:1\"\ninterval = \"1h\"\ntimeout = \"2s\"\n[[mbus.meter]]\naddress = 5\n\
+                    [[mbus.meter]]\naddress = \"12345678\"\nat-least = \"69m\"\nbaud = 300\ntelegrams = 1\nlimit = \"0.1 GJ\"\n\
+                    before = [\"50 10\"]\n[[mbus.meter]]\naddress = \"KAM-12345678-1B-04\"\ninterval = \"5m\"\n";
+        let bus = Config::parse(text, "c.toml").unwrap().mbus.remove(0);
+        assert_eq!((bus.name.as_str(), bus.baud, bus.utc_offset), ("mbus", 2400, 1));
+        let targets: Vec<String> = bus.meters.iter().map(|meter| meter.address.to_string()).collect();
+        assert_eq!(targets, ["5", "12345678", "KAM-12345678-1B-04"]);
+        let rhythms: Vec<u64> = bus.meters.iter().map(|meter| bus.rhythm(meter).interval.as_secs()).collect();
+        assert_eq!(rhythms, [3600, 4140, 300]);
+        let job = bus.job(&bus.meters[1]);
+        assert_eq!((job.timing.baud, job.timing.timeout), (300, Some(Duration::from_secs(2))));
+        let before = vec![Command { ci: 0x50, data: vec![0x10] }];
+        assert_eq!(job.task, crate::mbus::Task::Read { before, most_telegrams: 1 });
+        let meter = |line: &str| error(&format!("[[mbus]]\nport = \"/dev/a\"\n[[mbus.meter]]\n{line}\n"));
+        for (line, part) in [
+            ("address = 251", "c.toml:4: `251` is no address: write a primary address from 0 to 250"),
+            ("address = \"5\"", "c.toml:4: `5` is no address"),
+            ("address = 1.5", "c.toml:4: this is no address"),
+            ("address = 1\nbaud = 1", "`1` is no baud rate of M-Bus: write one of 300, 600"),
+            ("address = 1\ntelegrams = 0", "write 1 to 250"),
+            ("address = 1\nlimit = \"3x25A\"", "`3x25A` is no limit: write what it may count in an hour"),
+            ("address = 1\nbefore = [\"5\"]", "`5` is no command"),
+            ("address = 1\n[[mbus.meter]]\naddress = 1", "two [[mbus.meter]] with address 1"),
+            ("adress = 1", "did you mean `address`?"),
+        ] {
+            assert!(meter(line).contains(part), "{line}: {}", meter(line));
+        }
+        assert!(error("[[mbus]]\nport = \"-\"\n").contains("standard input is no bus"));
+        assert!(
+            error("[[p1]]\nport = \"/dev/a\"\n[[mbus]]\nport = \"/dev/a\"\n").contains("each port can be read once")
+        );
+        assert!(error("[[mbus]]\nport = \"/dev/a\"\nutc-offset = 15\n").contains("whole hours from -12 to 14"));
     }
 
     #[test]

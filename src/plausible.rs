@@ -112,6 +112,8 @@ struct Occupant {
 #[derive(Debug, Clone, Default)]
 pub struct Judge {
     connection: Connection,
+    /// Of meters on a bus: unit, and the most in an hour in thousandths of it.
+    limits: BTreeMap<String, (Unit, i128)>,
     live: bool,
     /// By meter and register.
     registers: BTreeMap<(String, String), Register>,
@@ -133,6 +135,12 @@ impl Judge {
     /// Says whether what follows is received as it is sent, so that the gateway's clock counts too.
     pub fn set_live(&mut self, live: bool) {
         self.live = live;
+    }
+
+    /// The most that counters of a meter on a bus may grow in an hour. Without this nothing is too fast there: a meter
+    /// may count for a whole block.
+    pub fn limit(&mut self, meter: &str, most: Decimal, unit: Unit) {
+        self.limits.insert(meter.to_owned(), (unit, thousandths(most.mantissa(), most.scale())));
     }
 
     /// Takes over what was believed before a restart: reports in the order in which they came. What they flag
@@ -198,9 +206,12 @@ impl Judge {
         let key = key(report, reading);
         let received_at = self.live.then_some(received_at);
         let now = Known { value: reading.value, unit: reading.unit.clone(), at, received_at };
-        // What a meter on a bus may count is nobody's guess: it may be a whole block's.
-        let on_bus = report.protocol == "mbus";
-        let most = if on_bus { None } else { most_in_an_hour(report.medium, &reading.unit, self.connection) };
+        let most = if report.protocol == "mbus" {
+            let limit = self.limits.get(&report.meter).filter(|(unit, _)| *unit == reading.unit);
+            limit.map(|(_, most)| *most)
+        } else {
+            most_in_an_hour(report.medium, &reading.unit, self.connection)
+        };
         let Some(register) = self.registers.get_mut(&key) else {
             self.remember(key, Register { believed: now, contrary: None });
             return (None, None);
@@ -458,6 +469,23 @@ mod tests {
         for second in 12..15 {
             assert_eq!(predecessor(&mut judge, "NEW", second, "0.002").as_deref(), Some("OLD"));
         }
+    }
+
+    #[test]
+    fn on_a_bus_only_what_was_said_is_a_limit() {
+        let mut judge = Judge::default();
+        let mut flag = |judge: &mut Judge, second, register, value| {
+            let mut report = report("KAM-12345678-1B-04", second, register, value);
+            report.protocol = "mbus".into();
+            judged(judge, report).0.map(Suspect::name)
+        };
+        assert_eq!(flag(&mut judge, 0, "volume", "100.000"), None);
+        assert_eq!(flag(&mut judge, 60, "volume", "90000.000"), None);
+        assert_eq!(flag(&mut judge, 120, "volume", "90.000"), Some("backwards"));
+        judge.limit("KAM-12345678-1B-04", Decimal::parse(b"2.5").unwrap(), Unit::M3);
+        assert_eq!(flag(&mut judge, 3600, "volume", "90002.000"), None);
+        assert_eq!(flag(&mut judge, 7200, "volume", "90009.000"), Some("too_fast"));
+        assert_eq!(flag(&mut judge, 7200, "energy", "1"), None);
     }
 
     #[test]
