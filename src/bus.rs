@@ -57,6 +57,8 @@ pub struct Source {
 const RETRY: Duration = Duration::from_secs(2);
 /// How long a clock that is not synchronised is waited for.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at it.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
 /// Between two searches of a bus on which no meter was found.
 const SEARCH_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -174,7 +176,7 @@ impl Reader {
     }
 
     async fn run(&mut self) -> Result<(), Gone> {
-        self.wait_for_clock(is_synchronised).await?;
+        self.wait_for_clock(is_synchronised, CLOCK_PATIENCE, CLOCK_LOOK).await?;
         let mut trouble: Option<PortError> = None;
         loop {
             let error = match Bus::open(&self.source.bus.port, self.source.bus.baud).await {
@@ -200,7 +202,12 @@ impl Reader {
         }
     }
 
-    async fn wait_for_clock(&mut self, is_synchronised: impl AsyncFn() -> bool) -> Result<(), Gone> {
+    async fn wait_for_clock(
+        &mut self,
+        is_synchronised: impl AsyncFn() -> bool,
+        patience: Duration,
+        look: Duration,
+    ) -> Result<(), Gone> {
         if self.source.clock == ClockTrust::Always || is_synchronised().await {
             return Ok(());
         }
@@ -210,8 +217,8 @@ impl Reader {
         ))
         .await?;
         let began = Instant::now();
-        while began.elapsed() < CLOCK_PATIENCE {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+        while began.elapsed() < patience {
+            tokio::time::sleep(look).await;
             if is_synchronised().await {
                 return Ok(());
             }
@@ -471,23 +478,23 @@ mod tests {
         (reader, gathered)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_clock_is_waited_for_and_then_marked() {
-        for (trust, synchronised_after, waited, clock) in [
-            (ClockTrust::Always, u64::MAX, 0..=0, Clock::Gateway),
-            (ClockTrust::WhenSynchronised, 0, 0..=0, Clock::Gateway),
-            (ClockTrust::WhenSynchronised, 60, 60..=70, Clock::Gateway),
-            (ClockTrust::WhenSynchronised, u64::MAX, 600..=610, Clock::Unsynchronised),
+        for (trust, synchronised_at, looks, clock) in [
+            (ClockTrust::Always, u32::MAX, 0..=0, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, 1, 1..=1, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, 3, 3..=3, Clock::Gateway),
+            (ClockTrust::WhenSynchronised, u32::MAX, 2..=21, Clock::Unsynchronised),
         ] {
             let (mut reader, mut gathered) = reader(trust);
-            let began = Instant::now();
             let asked = Cell::new(0u32);
             let is_synchronised = async || {
                 asked.set(asked.get() + 1);
-                began.elapsed().as_secs() >= synchronised_after
+                asked.get() >= synchronised_at
             };
-            assert!(reader.wait_for_clock(is_synchronised).await.is_ok());
-            assert!(waited.contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+            let (patience, look) = (Duration::from_millis(200), Duration::from_millis(10));
+            assert!(reader.wait_for_clock(is_synchronised, patience, look).await.is_ok());
+            assert!(looks.contains(&asked.get()), "{trust:?}: {}", asked.get());
             assert_eq!(reader.clock, clock);
             // An answer takes the clock along.
             let frame = mbus::Frame::Long { control: 8, address: 1, ci: 0x78, data: &[0x02, 0x13, 1, 0] }.emit();
