@@ -319,7 +319,19 @@ impl Reader {
             self.source.judge.limit(&report.meter, *most, unit.clone());
         }
         self.source.judge.judge(&mut report, received_at);
-        self.remember(&meter.address.to_string(), &report.meter).await?;
+        let target = meter.address.to_string();
+        let twice = self
+            .meters
+            .iter()
+            .map(|other| other.address.to_string())
+            .find(|other| *other != target && self.remembered.get(other).is_some_and(|name| *name == report.meter));
+        if let Some(other) = twice
+            && self.remembered.get(&target).is_none_or(|name| *name != report.meter)
+        {
+            let text = format!("{target} and {other} are one meter, {}: leave one [[mbus.meter]] out", report.meter);
+            self.send(What::Note(text)).await?;
+        }
+        self.remember(&target, &report.meter).await?;
         self.send(What::Telegram { reports: vec![report], received_at, restored: false }).await?;
         Ok(None)
     }
@@ -336,8 +348,16 @@ impl Reader {
             .await?;
         let timing = self.source.bus.timing();
         let mut found: Vec<mbus::scan::Meter> = Vec::new();
-        for mut search in [Search::secondary(timing), Search::primary(timing)] {
+        for (what, mut search) in
+            [("numbers", Search::secondary(timing)), ("primary addresses", Search::primary(timing))]
+        {
+            let mut told = 0;
             while let Some(job) = search.next_job() {
+                if search.progress() / 250 > told {
+                    told = search.progress() / 250;
+                    let percent = told.saturating_mul(25);
+                    self.send(What::Note(format!("{percent} % of the {what} are searched"))).await?;
+                }
                 match bus.run(job).await {
                     Ok(outcome) => search.handle(outcome),
                     Err(error) => return Ok(Err(error)),
@@ -364,6 +384,8 @@ impl Reader {
                 () = self.out.closed() => return Err(Gone),
             }
         } else {
+            self.send(What::Note(format!("the search is over: {} meters are read from now on", self.meters.len())))
+                .await?;
             for meter in self.meters.clone() {
                 self.remember(&meter.address.to_string(), "").await?;
             }

@@ -104,7 +104,7 @@ pub struct Mbus {
     #[serde(default = "Mbus::default_interval", deserialize_with = "duration")]
     pub interval: Duration,
     /// How long meters may take to answer; by default what the standard allows them.
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "timeout")]
     pub timeout: Option<Duration>,
     /// What the converter adds to every answer.
     #[serde(default = "Mbus::default_allowance", deserialize_with = "duration")]
@@ -131,7 +131,7 @@ pub struct Meter {
     #[serde(default, deserialize_with = "some_duration")]
     pub at_least: Option<Duration>,
     /// How long it may take to answer.
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "timeout")]
     pub timeout: Option<Duration>,
     /// Bits a second.
     #[serde(default, deserialize_with = "some_baud")]
@@ -561,7 +561,8 @@ fn two_way<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Err
 }
 
 fn baud<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let baud = i64::deserialize(deserializer)?;
+    let baud = i64::deserialize(deserializer)
+        .map_err(|_| de::Error::custom("write the baud rate as a number without quotation marks, such as 2400"))?;
     let known = Timing::RATES.into_iter().find(|rate| i64::from(*rate) == baud);
     known.ok_or_else(|| {
         de::Error::custom(format!(
@@ -577,6 +578,18 @@ fn some_baud<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, 
 
 fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
+}
+
+/// How long a meter may reasonably take to answer.
+pub const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let timeout = duration(deserializer)?;
+    if TIMEOUTS.contains(&timeout) {
+        Ok(Some(timeout))
+    } else {
+        Err(de::Error::custom("a time to answer is from \"10ms\" to \"60s\""))
+    }
 }
 
 fn utc_offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i8, D::Error> {
@@ -604,10 +617,11 @@ fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error
     match Written::deserialize(deserializer) {
         Ok(Written::Number(number)) => u8::try_from(number)
             .ok()
-            .filter(|number| *number <= address::LAST || *number == address::EVERYONE)
+            .filter(|number| *number <= address::LAST)
             .map(Target::Primary)
             .ok_or_else(|| de::Error::custom(format!("`{number}` is no address: {FORM}"))),
         Ok(Written::Text(text)) => Pattern::from_text(&text)
+            .filter(|pattern| pattern.is_one_number())
             .map(Target::Secondary)
             .ok_or_else(|| de::Error::custom(format!("`{text}` is no address: {FORM}"))),
         Err(_) => Err(de::Error::custom(format!("this is no address: {FORM}"))),
@@ -646,7 +660,9 @@ fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Command>, 
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text = String::deserialize(deserializer).map_err(|_| {
+        de::Error::custom("write a duration in quotation marks: a whole number and ms, s, m, h or d, such as \"15m\"")
+    })?;
     parse_duration(&text).ok_or_else(|| {
         de::Error::custom(format!(
             "`{text}` is no duration: write a whole number and ms, s, m, h or d, such as \"30s\" or \"15m\""
@@ -740,12 +756,13 @@ impl Config {
         let ports: Vec<_> = p1.chain(config.mbus.iter().map(|bus| (&bus.name, &bus.port, "[[mbus]]"))).collect();
         for (index, (name, port, section)) in ports.iter().enumerate() {
             let earlier = || ports.iter().take(index);
+            if let Some((.., other)) = earlier().find(|(_, other, _)| other == port) {
+                let who = if other == section { format!("two {section}") } else { format!("{other} and {section}") };
+                return wrong(format!("{who} read from {port}: each port can be read once"));
+            }
             if earlier().any(|(other, ..)| other == name) {
                 let name = name.as_str();
                 return wrong(format!("two ports are named `{name}`: give each {section} a `name` of its own"));
-            }
-            if earlier().any(|(_, other, _)| other == port) {
-                return wrong(format!("two {section} read from {port}: each port can be read once"));
             }
         }
         for bus in &config.mbus {
@@ -792,6 +809,16 @@ impl Config {
                     .to_owned(),
             );
         }
+        for (bus, meter) in self.mbus.iter().flat_map(|bus| bus.meters.iter().map(move |meter| (bus, meter))) {
+            let interval = meter.interval.unwrap_or(bus.interval);
+            if meter.at_least.is_some_and(|at_least| at_least > interval) {
+                doubts.push(format!(
+                    "meter {} has `at-least` above its interval of {} s: it is read as seldom as `at-least` says",
+                    meter.address,
+                    interval.as_secs()
+                ));
+            }
+        }
         if let (Some(listed), Some(store)) = (&self.journal.stores, &self.store)
             && self.has_ports()
             && !listed.contains(&store.id)
@@ -832,9 +859,13 @@ fn explain(message: &str) -> String {
     };
     parse().unwrap_or_else(|| match message {
         "invalid type: map, expected a sequence" => {
-            "write [[p1]], [[mbus]] or [[mbus.meter]] with two brackets: there may be several".into()
+            "write [[p1]] and [[mbus]] with two brackets, since there may be several, and a [[mbus.meter]] below its [[mbus]]"
+                .into()
         }
         "invalid socket address syntax" => "is no address to listen on: write one such as \"127.0.0.1:1883\"".into(),
+        _ if message.contains("leading zero") => {
+            "a number does not begin with 0: a meter's number stands in quotation marks, such as \"01234567\"".into()
+        }
         _ => message
             .replace("missing field", "missing key")
             .replace("expected a sequence", "expected a list such as [\"main\"]"),
@@ -891,7 +922,7 @@ mod tests {
         assert!(error("[[p1]\n").starts_with("c.toml:1: "));
         assert_eq!(
             error("[p1]\nport = \"/dev/a\"\n"),
-            "c.toml:1: write [[p1]], [[mbus]] or [[mbus.meter]] with two brackets: there may be several"
+            "c.toml:1: write [[p1]] and [[mbus]] with two brackets, since there may be several, and a [[mbus.meter]] below its [[mbus]]"
         );
         assert!(error("[journal]\nstores = \"main\"\n").contains("expected a list such as"));
         assert!(error("[mqtt]\nlisten = \"1883\"\n").contains("127.0.0.1:1883"));

@@ -1,6 +1,6 @@
 //! `check`: validates a configuration.
 
-use std::path::PathBuf;
+use std::{os::unix::fs::FileTypeExt, path::PathBuf};
 
 use super::{Failure, Outcome, Output};
 use crate::{
@@ -31,6 +31,15 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         };
         output.line(&format!("  M-Bus {}: {} at {} Bd, {meters}", bus.name.as_str(), bus.port, bus.baud))?;
         remark_missing(arguments, &bus.port);
+        if let Address::Path(path) = &bus.port
+            && std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_char_device())
+        {
+            eprintln!(
+                "{}: {} is no serial device; `run` cannot read a bus there",
+                arguments.file.display(),
+                path.display()
+            );
+        }
     }
     for file in config.p1.iter().filter_map(|port| port.key_file.as_deref()) {
         if let Err(error) = port::read_key(file) {

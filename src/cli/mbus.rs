@@ -71,6 +71,16 @@ pub(super) struct SetBaud {
     to: u32,
 }
 
+/// One meter, and no address that several heed: what is written there is written to all of them.
+fn one(target: Target) -> Result<(), Failure> {
+    let refuse = |why: &str| Err(Failure::usage(format!("--meter {target}: {why}: name one meter")));
+    match target {
+        Target::Primary(address::EVERYONE) => refuse("every meter heeds that address"),
+        Target::Secondary(pattern) if !pattern.is_one_number() => refuse("a digit F stands for any"),
+        _ => Ok(()),
+    }
+}
+
 fn target(text: &str) -> Result<Target, String> {
     if text.len() < 4
         && let Ok(address) = text.parse::<u8>()
@@ -79,7 +89,7 @@ fn target(text: &str) -> Result<Target, String> {
         return Ok(Target::Primary(address));
     }
     Pattern::from_text(text).map(Target::Secondary).ok_or_else(|| {
-        "write a primary address from 0 to 250, 8 or 16 digits of a secondary one, or KAM-12345678-1B-04".to_owned()
+        "write a primary address from 0 to 250 (254 for the only meter on a bus), 8 or 16 digits of a secondary one, or KAM-12345678-1B-04".to_owned()
     })
 }
 
@@ -105,7 +115,7 @@ impl Where {
         match bus.run(Job::read(target, timing)).await.map_err(Failure::world)? {
             mbus::Outcome::Readout(readout) => Ok(Some(readout)),
             mbus::Outcome::Failed(trouble) => {
-                eprintln!("{}: meter {target} {trouble}", self.port);
+                eprintln!("{}: meter {target}: {trouble}", self.port);
                 Ok(None)
             }
             _ => Ok(None),
@@ -118,7 +128,7 @@ impl Where {
         match bus.run(job).await.map_err(Failure::world)? {
             mbus::Outcome::Sent => Ok(true),
             mbus::Outcome::Failed(trouble) => {
-                eprintln!("{}: meter {} {trouble}", self.port, self.meter);
+                eprintln!("{}: meter {}: {trouble}", self.port, self.meter);
                 Ok(false)
             }
             _ => Ok(false),
@@ -158,20 +168,25 @@ async fn read(arguments: Read) -> Result<Outcome, Failure> {
 
 async fn set_address(arguments: SetAddress) -> Result<Outcome, Failure> {
     let (place, to) = (&arguments.place, arguments.to);
+    one(place.meter)?;
     let mut bus = place.open().await?;
+    // Who it is, to know it again.
+    let Some(before) = place.readout(&mut bus, place.meter, place.timing()).await? else {
+        return Ok(Outcome::Partly);
+    };
     let there = Job { target: Target::Primary(to), task: Task::Ask, timing: place.timing() };
     match bus.run(there).await.map_err(Failure::world)? {
         mbus::Outcome::Heard(Heard::Nobody) => {}
+        mbus::Outcome::Heard(Heard::One(frame)) if who_sent(&frame) == who(&before) => {
+            eprintln!("{}: {} has address {to} already", place.port, who(&before));
+            return Ok(Outcome::Well);
+        }
         _ if arguments.force => {}
         _ => {
             eprintln!("{}: somebody answers at address {to} already; --force sets it all the same", place.port);
             return Ok(Outcome::Partly);
         }
     }
-    // Who it is, to know it again.
-    let Some(before) = place.readout(&mut bus, place.meter, place.timing()).await? else {
-        return Ok(Outcome::Partly);
-    };
     if !place.send(&mut bus, mbus::Command::set_address(to)).await? {
         return Ok(Outcome::Partly);
     }
@@ -192,6 +207,7 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
     let Some(command) = mbus::Command::set_baud(to) else {
         return Err(Failure::usage(format!("--to {to}: no baud rate of M-Bus")));
     };
+    one(place.meter)?;
     let mut bus = place.open().await?;
     if !place.send(&mut bus, command).await? {
         return Ok(Outcome::Partly);
@@ -207,7 +223,11 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
 
 /// The name of the meter that sent a readout.
 fn who(readout: &Readout) -> String {
-    let first = readout.frames.first().and_then(|frame| Frame::parse(frame).ok());
-    let secondary = first.and_then(|(frame, _)| mbus::Answer::parse(&frame).ok()).and_then(|answer| answer.secondary);
+    who_sent(readout.frames.first().map(Vec::as_slice).unwrap_or_default())
+}
+
+fn who_sent(frame: &[u8]) -> String {
+    let frame = Frame::parse(frame).ok();
+    let secondary = frame.and_then(|(frame, _)| mbus::Answer::parse(&frame).ok()).and_then(|answer| answer.secondary);
     secondary.map_or_else(|| "a meter without a number".to_owned(), |secondary| secondary.to_string())
 }

@@ -13,9 +13,9 @@ use super::{Failure, Outcome, Output, asked_to_end};
 use crate::{
     bus::{self, Bus},
     collect::{self, Pace, What},
-    config::{Address, parse_duration},
+    config::{Address, TIMEOUTS, parse_duration},
     mbus::{
-        self, Target, Timing,
+        self, Pattern, Secondary, Target, Timing,
         scan::{Finding, Search},
     },
     plausible::Judge,
@@ -62,7 +62,9 @@ pub(super) fn baud(text: &str) -> Result<u32, String> {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     // A bare number is milliseconds.
     let text = if text.bytes().all(|byte| byte.is_ascii_digit()) { format!("{text}ms") } else { text.to_owned() };
-    parse_duration(&text).ok_or_else(|| "write a whole number and ms or s, such as 500ms".to_owned())
+    parse_duration(&text)
+        .filter(|time| TIMEOUTS.contains(time))
+        .ok_or_else(|| "write 10ms to 60s, such as 500ms or 2s".to_owned())
 }
 
 pub(super) async fn scan(arguments: Arguments) -> Result<Outcome, Failure> {
@@ -194,7 +196,7 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
     };
     let Some(&first) = rates.first() else { return Ok(None) };
     let mut bus = Bus::open(port, first).await.map_err(Failure::world)?;
-    let mut found: Vec<(u32, mbus::scan::Meter)> = Vec::new();
+    let mut found = Found::default();
     let mut complete = true;
     for baud in rates {
         let timing = Timing { baud, timeout: arguments.timeout, ..Timing::STANDARD };
@@ -203,7 +205,7 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
             searches.push(("numbers", Search::secondary(timing)));
         }
         // 251 questions at each rate would take ten minutes: only where meters are likely.
-        if arguments.by != By::Secondary && (baud == first || !found.is_empty()) {
+        if arguments.by != By::Secondary && (baud == first || !found.meters.is_empty()) {
             searches.push(("primary addresses", Search::primary(timing)));
         }
         for (what, search) in searches {
@@ -213,7 +215,7 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
                 break;
             }
         }
-        if !found.is_empty() || !complete {
+        if !found.meters.is_empty() || !complete {
             break;
         }
         eprintln!("{port} at {baud} Bd: nobody answers");
@@ -221,13 +223,14 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
     if bus.has_echo() {
         eprintln!("{port}: the converter sends back what it is sent; that is left out");
     }
-    eprintln!("{port}: {} found with {} requests", meters(found.len()), bus.requests());
-    if found.is_empty() {
-        eprintln!("{port}: check wiring and supply of the converter, and --timeout: some meters need 2s");
+    eprintln!("{port}: {} found with {} requests", meters(found.meters.len()), bus.requests());
+    let Some((baud, _)) = found.meters.first() else {
+        if complete {
+            eprintln!("{port}: check wiring and supply of the converter, and --timeout: some meters need 2s");
+        }
         return Ok(None);
-    }
-    let Some((baud, _)) = found.first() else { return Ok(None) };
-    let all: Vec<mbus::scan::Meter> = found.iter().map(|(_, meter)| meter.clone()).collect();
+    };
+    let all: Vec<mbus::scan::Meter> = found.meters.iter().map(|(_, meter)| meter.clone()).collect();
     let mut section = format!("[[mbus]]\nport = \"{}\"\nbaud = {baud}\n", quoted(port));
     for meter in &all {
         let who = meter.secondary.map_or_else(
@@ -239,11 +242,31 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
             Target::Primary(address) => format!("address = {address}\n"),
             Target::Secondary(pattern) => format!("address = \"{pattern}\"\n"),
         };
+        if meter.secondary.is_some_and(|secondary| found.late.contains(&secondary)) {
+            section += "timeout = \"2s\"\n";
+        }
+    }
+    // Somebody is there, and may speak tomorrow.
+    for pattern in &found.mute {
+        section += &format!(
+            "[[mbus.meter]]  # gave no data to the search: it may be busy, slow (timeout), or be read too often (at-least)\naddress = \"{pattern}\"\n"
+        );
     }
     if !complete {
         section += "# The search ended early: there may be more.\n";
     }
-    Ok(complete.then_some(section.clone()).or(Some(section)))
+    Ok(Some(section))
+}
+
+/// What the searches of a bus found.
+#[derive(Default)]
+struct Found {
+    /// With the baud rate at which each was found.
+    meters: Vec<(u32, mbus::scan::Meter)>,
+    /// Who answered too late.
+    late: Vec<Secondary>,
+    /// Who acknowledged by its number, and gave no data.
+    mute: Vec<Pattern>,
 }
 
 fn meters(count: usize) -> String {
@@ -254,13 +277,7 @@ fn meters(count: usize) -> String {
 }
 
 /// Runs a search to its end; false if it ended before.
-async fn run(
-    bus: &mut Bus,
-    mut search: Search,
-    what: &str,
-    baud: u32,
-    found: &mut Vec<(u32, mbus::scan::Meter)>,
-) -> Result<bool, Failure> {
+async fn run(bus: &mut Bus, mut search: Search, what: &str, baud: u32, found: &mut Found) -> Result<bool, Failure> {
     let terminal = std::io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(1000), target);
@@ -311,24 +328,24 @@ async fn run(
 }
 
 /// Meters as data, everything else as remarks.
-fn tell(
-    bar: &ProgressBar,
-    finding: &Finding,
-    baud: u32,
-    found: &mut Vec<(u32, mbus::scan::Meter)>,
-) -> Result<(), Failure> {
+fn tell(bar: &ProgressBar, finding: &Finding, baud: u32, found: &mut Found) -> Result<(), Failure> {
+    match finding {
+        Finding::Late(secondary) => found.late.push(*secondary),
+        Finding::NoData(Target::Secondary(pattern)) if pattern.is_one_number() => found.mute.push(*pattern),
+        _ => {}
+    }
     let Finding::Meter(meter) = finding else {
         let text = finding.to_string();
         bar.suspend(|| eprintln!("{text}"));
         return Ok(());
     };
-    if found.iter().any(|(_, other)| bus::is_same(other, meter)) {
+    if found.meters.iter().any(|(_, other)| bus::is_same(other, meter)) {
         return Ok(());
     }
     let kind = meter
         .secondary
         .map_or(String::new(), |secondary| format!(", {}", medium(Medium::from_device_type(secondary.medium))));
-    found.push((baud, meter.clone()));
+    found.meters.push((baud, meter.clone()));
     let line = format!("{finding}{kind}");
     bar.suspend(|| {
         let mut output = Output::new();

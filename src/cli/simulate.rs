@@ -61,7 +61,8 @@ pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
     let bus = bus(&text, &file)?;
     let (stream, path) = terminal()?;
     let _link = arguments.link.map(|link| Link::new(link, &path)).transpose()?;
-    eprintln!("{} meters on {path}; Ctrl-C ends it.", bus.slaves().len());
+    let meters = if bus.slaves().len() == 1 { "1 meter".to_owned() } else { format!("{} meters", bus.slaves().len()) };
+    eprintln!("{meters} on {path}; Ctrl-C ends it.");
     for slave in bus.slaves() {
         let rate = slave.description.baud.map_or(String::new(), |baud| format!(" at {baud} Bd"));
         eprintln!("  {:>3}  {}{rate}", slave.description.address, slave.secondary());
@@ -103,6 +104,10 @@ pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream) -> Result<(), 
             read = stream.read(&mut buffer) => match read {
                 Ok(count @ 1..) => {
                     bus.advance(Moment::utc(Timestamp::now()));
+                    // Both ends of a pseudo-terminal have the settings of whoever opened it.
+                    if let Ok(baud) = stream.baud_rate() {
+                        bus.set_baud(baud);
+                    }
                     bus.handle_bytes(began.elapsed(), buffer.get(..count).unwrap_or_default());
                 }
                 // Nobody has it open: the next one may.
@@ -120,25 +125,32 @@ pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream) -> Result<(), 
 }
 
 /// A symbolic link that goes with this.
-struct Link(PathBuf);
+struct Link {
+    link: PathBuf,
+    target: String,
+}
 
 impl Link {
     fn new(link: PathBuf, target: &str) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::usage(format!("--link {}: {error}", link.display()));
-        // One that a killed run left behind is replaced, anything else is not.
-        if link.symlink_metadata().is_ok_and(|found| found.is_symlink())
-            && link.read_link().is_ok_and(|to| to.starts_with("/dev/pts"))
-        {
+        // One that a killed run left behind leads nowhere, and is replaced; anything else is not.
+        let there = link.symlink_metadata().is_ok();
+        if there && link.read_link().is_ok_and(|to| to.starts_with("/dev/pts")) && !link.exists() {
             std::fs::remove_file(&link).map_err(failed)?;
+        } else if there {
+            let link = link.display();
+            return Err(Failure::usage(format!("--link {link}: is there already: choose another name, or remove it")));
         }
         std::os::unix::fs::symlink(Path::new(target), &link).map_err(failed)?;
-        Ok(Self(link))
+        Ok(Self { link, target: target.to_owned() })
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // It may be gone.
-        let _ = std::fs::remove_file(&self.0);
+        // It may be gone, or another's.
+        if self.link.read_link().is_ok_and(|to| to == Path::new(&self.target)) {
+            let _ = std::fs::remove_file(&self.link);
+        }
     }
 }

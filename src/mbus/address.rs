@@ -125,6 +125,11 @@ impl Pattern {
         parts.next().is_none().then_some(Self { id: id as u32, manufacturer, version, medium })
     }
 
+    /// Whether it can select no more than one number. A digit F stands for any.
+    pub fn is_one_number(self) -> bool {
+        [0, 4, 8, 12, 16, 20, 24, 28].into_iter().all(|digit| self.id >> digit & 0xF != 0xF)
+    }
+
     /// The eight bytes of a selection, in the order of the wire.
     pub fn to_bytes(self) -> [u8; 8] {
         let [a, b, c, d] = self.id.to_le_bytes();

@@ -213,10 +213,12 @@ pub enum Heard {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
     /// No answer.
-    #[error("does not answer; check address, baud rate and wiring, and whether the meter may be read so often")]
+    #[error(
+        "does not answer; check address, baud rate and wiring, whether it needs a longer `timeout`, and whether it may be read so often"
+    )]
     Silent,
     /// It answers, and nothing of it is a valid frame.
-    #[error("its answers are damaged ({0}); two meters may share the address, or the line is disturbed")]
+    #[error("answers, but damaged ({0}); two meters may share the address or number, or the line is disturbed")]
     Garbled(Reason),
     /// A valid answer that holds no readings: an application error, an encrypted telegram.
     #[error("{0}")]
@@ -225,7 +227,7 @@ pub enum Trouble {
     #[error("{0} answers instead")]
     Another(String),
     /// It acknowledges the request for data.
-    #[error("acknowledges, and gives no data; it may be busy, or be read too often")]
+    #[error("acknowledges, and gives no data; it may be busy, need a longer `timeout`, or be read too often")]
     NoData,
     /// It does not take a command.
     #[error("does not acknowledge what it is sent")]

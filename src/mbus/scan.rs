@@ -130,6 +130,8 @@ struct Branch {
     again: bool,
     /// What was heard when all of them answered at once.
     overlay: Option<Secondary>,
+    /// Somebody acknowledged, and nothing spoke against its being one alone: who was found ends the branch.
+    alone: bool,
 }
 
 /// By what a collision is split.
@@ -212,7 +214,11 @@ impl Search {
                     let first = branch.split == Split::Digit(0);
                     break (Target::Secondary(part), first || branch.again || self.careful);
                 }
-                if branch.found < 2 && !branch.again && !branch.silent.is_empty() && !self.careful {
+                if branch.found < (if branch.alone { 1 } else { 2 })
+                    && !branch.again
+                    && !branch.silent.is_empty()
+                    && !self.careful
+                {
                     branch.again = true;
                     branch.next = 0;
                     continue;
@@ -226,7 +232,7 @@ impl Search {
                     }
                     _ if done.found == 0 => self.findings.push(Finding::Unresolved(Target::Secondary(done.pattern))),
                     // What seemed to be several was one and noise.
-                    _ if done.found == 1 => self.careful = true,
+                    _ if done.found == 1 && !done.alone => self.careful = true,
                     _ => {}
                 }
                 if let Some(above) = branches.last_mut() {
@@ -312,9 +318,9 @@ impl Search {
                             branch.found = branch.found.saturating_add(1);
                         }
                     }
-                    Heard::Several(debris) => self.split(pattern, depth, overlay(&debris)),
+                    Heard::Several(debris) => self.split(pattern, depth, overlay(&debris), false),
                     Heard::NoData => match depth {
-                        Some(Split::Digit(_)) => self.split(pattern, depth, None),
+                        Some(Split::Digit(_)) => self.split(pattern, depth, None, true),
                         _ => {
                             self.findings.push(Finding::NoData(target));
                             if let Plan::Secondary { branches, .. } = &mut self.plan
@@ -331,11 +337,12 @@ impl Search {
         }
     }
 
-    fn split(&mut self, pattern: Pattern, split: Option<Split>, overlay: Option<Secondary>) {
+    fn split(&mut self, pattern: Pattern, split: Option<Split>, overlay: Option<Secondary>, alone: bool) {
         let Plan::Secondary { branches, .. } = &mut self.plan else { return };
         match split {
             Some(split) => {
-                let branch = Branch { pattern, split, next: 0, found: 0, silent: Vec::new(), again: false, overlay };
+                let branch =
+                    Branch { pattern, split, next: 0, found: 0, silent: Vec::new(), again: false, overlay, alone };
                 // By another way they were told apart before.
                 if !branch.is_explained(&self.found) {
                     branches.push(branch);
@@ -453,6 +460,9 @@ impl Branch {
 
     /// The next part to ask for; None when all were asked, or what was found explains the collision.
     fn part(&mut self, found: &[Meter]) -> Option<Pattern> {
+        if self.alone && self.found > 0 {
+            return None;
+        }
         if self.again {
             return self.silent.get(self.next).copied();
         }
@@ -525,6 +535,9 @@ impl Branch {
 
     /// What of it is left, in words.
     fn rest(&self) -> Option<String> {
+        if self.alone && self.found > 0 {
+            return None;
+        }
         let left = self.parts().saturating_sub(self.next);
         if left == 0 && !self.again {
             return None;

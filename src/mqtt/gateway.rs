@@ -325,7 +325,16 @@ impl Gateway {
                     let how = settings.map_or(String::new(), |settings| format!(" at {}", settings.name()));
                     self.port(&port, format!("open{how}"));
                 }
-                What::Lost(error) => self.port(&port, error.to_string()),
+                What::Lost(error) => {
+                    // Of the meters behind it nothing is known any more.
+                    let behind = format!("{port}/");
+                    for (name, state) in &mut self.health.ports {
+                        if name.starts_with(&behind) {
+                            "is not read: its bus is lost".clone_into(state);
+                        }
+                    }
+                    self.port(&port, error.to_string());
+                }
                 What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
                 What::Silent { bytes: true } => self.port(&port, NO_TELEGRAM.to_owned()),
                 What::ReadAs { .. } => {}

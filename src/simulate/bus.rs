@@ -79,6 +79,9 @@ impl Bus {
         if !Timing::RATES.contains(&baud) {
             return Err(format!("baud = {baud}: an M-Bus has 300, 600, ... 38400"));
         }
+        if damaged_per_mille > 1000 {
+            return Err(format!("damaged-per-mille = {damaged_per_mille}: at most 1000"));
+        }
         let slaves = meters.into_iter().map(|meter| Slave::new(meter, seed, now)).collect::<Result<_, _>>()?;
         let timing = Timing { baud, timeout: None, allowance: Duration::ZERO, repeats: 0 };
         Ok(Self {

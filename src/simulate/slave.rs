@@ -13,7 +13,7 @@ use super::{
     noise,
 };
 use crate::{
-    mbus::{Coding, Frame, Manufacturer, Pattern, Record, Secondary, control, frame::address},
+    mbus::{Coding, Frame, Manufacturer, Pattern, Record, Secondary, Timing, control, frame::address},
     moment::Moment,
     reading::{Function, Medium, Qualifiers, Register},
     unit::{Decimal, Unit},
@@ -146,7 +146,7 @@ impl Slave {
         if !(1..=16).contains(telegrams) {
             return Err(format!("telegrams = {telegrams}: a meter has 1 to 16"));
         }
-        if let Some(baud) = baud.filter(|baud| !crate::mbus::master::Timing::RATES.contains(baud)) {
+        if let Some(baud) = baud.filter(|baud| !Timing::RATES.contains(baud)) {
             return Err(format!("baud = {baud}: an M-Bus has 300, 600, ... 38400"));
         }
         let Pattern { id, manufacturer, version, medium } = pattern;
@@ -255,6 +255,7 @@ impl Slave {
                 match (ci, data) {
                     (0x51, &[0x01, 0x7A, new]) if new <= address::LAST => self.description.address = new,
                     (0x50, _) => self.link.telegram = 0,
+                    (0xB8..=0xBF, _) => self.description.baud = Timing::RATES.get(usize::from(ci & 7)).copied(),
                     _ => {}
                 }
                 (to != address::BROADCAST).then(|| Frame::Ack.emit())
@@ -379,6 +380,17 @@ impl Slave {
         records
     }
 
+    /// What it counted at the end of a month, so many months back: evenly from the set day to now, and as much a month
+    /// before.
+    fn count_at(&self, month: i8, back: u64) -> u64 {
+        let since_set_day = u64::from(month.unsigned_abs());
+        let grown = self.count.saturating_sub(self.count_at_set_day) / since_set_day.max(1);
+        match since_set_day.checked_sub(back) {
+            Some(months) => self.count_at_set_day + grown * months,
+            None => self.count_at_set_day.saturating_sub(grown * (back - since_set_day)),
+        }
+    }
+
     /// Earlier months, twelve to a telegram.
     fn history_records(&self, telegram: u8) -> Vec<(Qualifiers, Coding, &'static [u8], Vec<u8>)> {
         let zone = TimeZone::posix("CET-1").unwrap_or(TimeZone::UTC);
@@ -387,8 +399,7 @@ impl Slave {
         for month in 1..=12u64 {
             let back = u64::from(telegram - 1) * 12 + month;
             let storage = Qualifiers { storage: 1 + back, ..Qualifiers::default() };
-            // A hundredth less for each month.
-            let (vib, count) = self.counter(self.count_at_set_day - self.count_at_set_day / 300 * back.min(299));
+            let (vib, count) = self.counter(self.count_at(clock.month(), back));
             let end = clock.date().first_of_month().saturating_sub(jiff::Span::new().months(back.cast_signed() - 1));
             let end = end.yesterday().unwrap_or(end);
             let year = end.year().rem_euclid(100).unsigned_abs() as u8;

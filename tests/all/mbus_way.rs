@@ -54,6 +54,8 @@ impl Line {
                 tokio::select! {
                     read = ours.read(&mut buffer) => match read {
                         Ok(count @ 1..) if flooded.is_none() => {
+                            // Both ends have the settings of whoever opened it.
+                            bus.lock().unwrap().set_baud(ours.baud_rate().unwrap());
                             bus.lock().unwrap().handle_bytes(began.elapsed(), &buffer[..count]);
                         }
                         Ok(1..) => {}
@@ -190,16 +192,17 @@ async fn the_faults_of_a_bus_are_named_and_pass_and_nothing_wrong_is_stored() {
     let before = client.under("KAM-12345678-1B-04/telegram").len();
     line.plug_in();
     client.receives(before + 2, "KAM-12345678-1B-04/telegram").await;
+    daemon.says_times(2, "meter 1: is read").await;
     // A short circuit: the line is held low.
     *line.flood.lock().unwrap() = Some(0);
     daemon.says("meter 1: the line is held low: a short circuit on the bus").await;
     *line.flood.lock().unwrap() = None;
-    daemon.says_times(2, "meter 1: is read").await;
+    daemon.says_times(3, "meter 1: is read").await;
     // Another master.
     *line.flood.lock().unwrap() = Some(0x5A);
     daemon.says("meter 1: the line is never quiet").await;
     *line.flood.lock().unwrap() = None;
-    daemon.says_times(3, "meter 1: is read").await;
+    daemon.says_times(4, "meter 1: is read").await;
     // An echo from one moment to the next.
     line.bus.lock().unwrap().set_echo(true);
     daemon.says("the converter sends back what it is sent").await;
@@ -304,9 +307,26 @@ async fn the_commands_read_search_and_set_meters() {
     let taken = run(&["mbus", "set-address", "--meter", "77", "--to", "2"]).await.unwrap();
     assert_eq!(taken.code, Some(1));
     assert!(taken.stderr.contains("somebody answers at address 2 already"), "{taken:?}");
+    let same = run(&["mbus", "set-address", "--meter", "12345678", "--to", "77"]).await.unwrap();
+    assert_eq!(same.code, Some(0), "{same:?}");
+    assert!(same.stderr.contains("KAM-12345678-1B-04 has address 77 already"), "{same:?}");
+    for (meter, why) in [("254", "every meter heeds that address"), ("FFFFFFFF", "a digit F stands for any")] {
+        let all = run(&["mbus", "set-address", "--meter", meter, "--to", "9"]).await.unwrap();
+        assert_eq!(all.code, Some(2), "{all:?}");
+        assert!(all.stderr.contains(why), "{all:?}");
+    }
+    let slow = run(&["mbus", "set-baud", "--meter", "34567890", "--to", "2400"]).await.unwrap();
+    assert!(slow.stderr.contains("EFE-34567890-00-06 answers at 2400 Bd"), "{slow:?}");
+    let gone = run(&["mbus", "read", "--meter", "34567890"]).await.unwrap();
+    assert_eq!(gone.code, Some(1), "{gone:?}");
+    let port = line.path.to_str().unwrap();
+    let place = ["--port", port, "--meter", "3", "--baud", "2400"];
+    let back =
+        tokio::task::block_in_place(|| meterkast(&[&["mbus", "set-baud", "--to", "9600"][..], &place].concat(), b""));
+    assert_eq!(back.code, Some(0), "{back:?}");
     let absent = run(&["mbus", "read", "--meter", "1"]).await.unwrap();
     assert_eq!((absent.code, absent.stdout.as_str()), (Some(1), ""));
-    assert!(absent.stderr.contains("meter 1 does not answer"), "{absent:?}");
+    assert!(absent.stderr.contains("meter 1: does not answer"), "{absent:?}");
     let scan = run(&["scan", "--by", "secondary"]).await.unwrap();
     assert_eq!(scan.code, Some(0), "{scan:?}");
     for part in [
