@@ -125,6 +125,12 @@ impl Pattern {
         parts.next().is_none().then_some(Self { id: id as u32, manufacturer, version, medium })
     }
 
+    /// Whether an answer under this identity can be that of who was selected. A slave with the fixed structure is
+    /// selected as any other, and names no manufacturer in its answer.
+    pub fn may_answer(self, slave: Secondary) -> bool {
+        self.matches(slave) || (slave.manufacturer.0 == 0 && Self::of_id(self.id).matches(slave))
+    }
+
     /// Whether it can select no more than one number. A digit F stands for any.
     pub fn is_one_number(self) -> bool {
         [0, 4, 8, 12, 16, 20, 24, 28].into_iter().all(|digit| self.id >> digit & 0xF != 0xF)

@@ -777,7 +777,7 @@ impl Running {
         let right = match self.job.target {
             Target::Primary(address::EVERYONE) => true,
             Target::Primary(address) => answer.address == address,
-            Target::Secondary(pattern) => answer.secondary.is_none_or(|secondary| fits(pattern, secondary)),
+            Target::Secondary(pattern) => answer.secondary.is_none_or(|secondary| pattern.may_answer(secondary)),
         };
         let same = self.frames.first().is_none_or(|first| {
             let first = Frame::parse(first).ok().and_then(|(frame, _)| Answer::parse(&frame).ok());
@@ -785,9 +785,4 @@ impl Running {
         });
         (!right || !same).then(|| named(answer.secondary))
     }
-}
-
-/// Whether a slave that was selected so may call itself so: one with the fixed structure names no manufacturer.
-fn fits(pattern: Pattern, secondary: Secondary) -> bool {
-    pattern.matches(secondary) || (secondary.manufacturer.0 == 0 && Pattern::of_id(pattern.id).matches(secondary))
 }

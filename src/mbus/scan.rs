@@ -7,6 +7,7 @@
 //! - **Secondary**: by the digits of the number, from the left, hex digits too. Silence ends a branch; one
 //!   answer is a meter; several at once open the next digit. Behind the last digit the manufacturers that make
 //!   meters are tried, then media, then versions, since a byte cannot be halved.
+//! - Where somebody only acknowledges, one meter is looked for: the first part that acknowledges ends a digit.
 //! - Silence is asked twice at the first digit, wherever the digits beneath a collision explain less than two
 //!   meters, and everywhere once a collision turned out to be noise, or [`Search::thorough`] was asked for.
 //! - Where meters with one number collide, their answers overlay bit by bit: those that were found must give
@@ -564,11 +565,7 @@ fn answers(frame: &[u8], target: Target) -> bool {
         Target::Primary(asked) => asked == address || asked > address::LAST,
         Target::Secondary(pattern) => {
             let secondary = Answer::parse(&frame).ok().and_then(|answer| answer.secondary);
-            // One with the fixed structure names no manufacturer.
-            secondary.is_none_or(|secondary| {
-                pattern.matches(secondary)
-                    || (secondary.manufacturer.0 == 0 && Pattern::of_id(pattern.id).matches(secondary))
-            })
+            secondary.is_none_or(|secondary| pattern.may_answer(secondary))
         }
     }
 }
