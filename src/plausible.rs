@@ -474,7 +474,7 @@ mod tests {
     #[test]
     fn on_a_bus_only_what_was_said_is_a_limit() {
         let mut judge = Judge::default();
-        let mut flag = |judge: &mut Judge, second, register, value| {
+        let flag = |judge: &mut Judge, second, register, value| {
             let mut report = report("KAM-12345678-1B-04", second, register, value);
             report.protocol = "mbus".into();
             judged(judge, report).0.map(Suspect::name)
