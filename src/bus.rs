@@ -267,6 +267,10 @@ impl Reader {
                 };
                 self.send(What::Note(text.to_owned())).await?;
             }
+            if self.clock == Clock::Unsynchronised && is_synchronised().await {
+                self.clock = Clock::Gateway;
+                self.send(What::Note("the clock is synchronised now".to_owned())).await?;
+            }
             let trouble = match outcome {
                 Outcome::Readout(readout) => self.readout(&meter, &readout).await?,
                 Outcome::Failed(trouble) => Some(trouble),

@@ -712,7 +712,7 @@ impl Running {
         }
         Outcome::Failed(match self.frames.len() {
             0 => trouble,
-            _ if matches!(trouble, Trouble::Low | Trouble::Busy) => trouble,
+            _ if matches!(trouble, Trouble::Low | Trouble::Busy | Trouble::Repeats(_)) => trouble,
             telegrams => Trouble::BrokeOff { telegrams, trouble: Box::new(trouble) },
         })
     }
@@ -747,8 +747,9 @@ impl Running {
             Err(reason) => return self.request_failed(Trouble::Garbled(reason)),
         };
         let Task::Read { most_telegrams, .. } = self.job.task else { return Some(Outcome::Sent) };
+        // Once it may be a late answer to the last request, repeated.
         if self.frames.iter().any(|frame| frame == bytes) {
-            return Some(Outcome::Failed(Trouble::Repeats(self.frames.len())));
+            return self.request_failed(Trouble::Repeats(self.frames.len()));
         }
         self.frames.push(bytes.to_vec());
         self.tries = 0;

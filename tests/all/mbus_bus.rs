@@ -10,7 +10,7 @@ use meterkast::{
         scan::{Finding, Search},
     },
     moment::Moment,
-    reading::{Qualifiers, Register, Report},
+    reading::{Identity, Qualifiers, Register, Report},
     simulate::{Bus, bus::Description},
     unit::{Decimal, Unit},
 };
@@ -218,6 +218,38 @@ fn what_is_wrong_is_told_and_nothing_is_made_up() {
     assert!(matches!(bench.read(Target::Primary(4)), Outcome::Readout(_)));
     let slow = Timing { timeout: Some(Duration::from_millis(2000)), ..bench.timing };
     assert!(matches!(bench.run(Job::read(Target::Primary(9), slow)), Outcome::Readout(_)));
+}
+
+/// A meter whose answers come about when the master gives it up, and asks again: late answers meet new requests.
+#[test]
+fn answers_on_the_edge_of_the_time_out_are_never_taken_for_others() {
+    let mut read = 0;
+    for thinks in (100..600).step_by(7) {
+        let mut bench = Bench::new(&format!(
+            "[[meter]]\nmeter = \"KAM-12345678-1B-04\"\naddress = 1\ntelegrams = 3\nanswers-after-ms = {thinks}\n\
+             [[meter]]\nmeter = \"LUG-23456789-07-04\"\naddress = 2\ntelegrams = 2\n"
+        ));
+        for target in [Target::Primary(1), Target::Primary(2), secondary("12345678"), secondary("23456789")] {
+            let Outcome::Readout(readout) = bench.read(target) else { continue };
+            read += 1;
+            let report = report(&readout.frames);
+            let slaves = bench.bus.slaves();
+            let slave =
+                slaves.iter().find(|slave| report.meter == Identity::Own(slave.secondary().to_string())).unwrap();
+            let is_asked = match target {
+                Target::Primary(address) => slave.description.address == address,
+                Target::Secondary(pattern) => pattern.matches(slave.secondary()),
+            };
+            assert!(is_asked, "{target}: {report:#?}");
+            let (register, now, at_set_day) = slave.book();
+            assert_eq!(value(&report, &register, 0).0, now);
+            assert_eq!(value(&report, &register, 1).0, at_set_day);
+            let months = report.readings.iter().filter(|reading| reading.qualifiers.storage > 1).count();
+            assert_eq!(months, 12 * (usize::from(slave.description.telegrams) - 1), "{thinks} ms");
+        }
+    }
+    println!("{read} of 288 readings came to something");
+    assert!(read > 144, "{read}");
 }
 
 #[test]
