@@ -102,6 +102,7 @@ impl Register {
     pub fn is_cumulative(&self) -> bool {
         let name = self.as_str();
         matches!(name, "energy" | "volume" | "mass")
+            || matches!(name, "energy_forward" | "energy_backward" | "volume_forward" | "volume_backward")
             || ["import_", "export_", "reactive_import_", "reactive_export_", "reactive_quadrant"]
                 .iter()
                 .any(|start| name.starts_with(start))
@@ -400,9 +401,15 @@ mod tests {
 
     #[test]
     fn differences_of_counters_only_are_consumption() {
-        for (name, cumulative) in
-            [("import_low", true), ("energy", true), ("power_import", false), ("voltage_l1", false), ("volume", true)]
-        {
+        for (name, cumulative) in [
+            ("import_low", true),
+            ("energy", true),
+            ("power_import", false),
+            ("voltage_l1", false),
+            ("volume", true),
+            ("volume_backward", true),
+            ("volume_per_hour", false),
+        ] {
             assert_eq!(Register::named(name).is_cumulative(), cumulative, "{name}");
         }
     }

@@ -341,8 +341,14 @@ impl Gateway {
                 What::ClockOff(minutes) if self.settings.live => clock_off(&port, minutes),
                 What::ClockOff(_) => {}
                 What::Asked { meter, trouble } => self.asked(&port, &meter, trouble),
-                What::Note(text) if self.settings.live => tracing::info!("bus {port}: {text}"),
-                What::Note(_) => {}
+                What::Note(text) => {
+                    if self.settings.live {
+                        tracing::info!("bus {port}: {text}");
+                    }
+                    // Before it is opened this is all there is to say of it.
+                    self.health.ports.entry(port).or_insert(text);
+                    self.health.changed = true;
+                }
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
         }

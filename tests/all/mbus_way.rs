@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_serial::{SerialPort, SerialStream};
 
-use crate::parts::{Broker, Client, Folder, Meterkast, meterkast, until};
+use crate::parts::{Broker, Client, Folder, Meter, Meterkast, Wire, meterkast, until};
 
 /// A virtual bus behind a name that stays, as an adapter's does.
 struct Line {
@@ -344,6 +344,34 @@ async fn the_commands_read_search_and_set_meters() {
     let checked = meterkast(&["check", file.to_str().unwrap()], b"");
     assert_eq!(checked.code, Some(0), "{checked:?}");
     assert!(checked.stdout.contains("at 9600 Bd, 3 meters"), "{checked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_p1_port_is_found_by_its_telegram() {
+    let mut wire = Wire::new();
+    let port = wire.path.to_str().unwrap().to_owned();
+    let scan = tokio::task::spawn_blocking({
+        let port = port.clone();
+        move || meterkast(&["scan", "--p1", &port], b"")
+    });
+    let mut meter = Meter::new(5);
+    while !scan.is_finished() {
+        wire.send(&meter.telegram()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let scan = scan.await.unwrap();
+    assert_eq!(scan.code, Some(0), "{scan:?}");
+    for part in [
+        "electricity meter E0990000000000526\n",
+        "hot water meter H0990000000000526\n",
+        "[[p1]]  # E0990000000000526, ",
+    ] {
+        assert!(scan.stdout.contains(part), "{scan:?}");
+    }
+    assert!(scan.stdout.contains(&format!("port = \"{port}\"\n")), "{scan:?}");
+    let missing = meterkast(&["scan", "--p1", "/dev/no-such-port", "--mbus", "/dev/no-such-bus"], b"");
+    assert_eq!(missing.code, Some(1), "{missing:?}");
+    assert!(missing.stderr.contains("there is no /dev/no-such-bus: is the adapter plugged in?"), "{missing:?}");
 }
 
 #[test]
