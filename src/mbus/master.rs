@@ -430,8 +430,15 @@ impl Master {
                     let trouble = stuck(&self.heard);
                     self.finish(now, Link::Stuck(trouble));
                 } else {
-                    let quiet = now.saturating_add(self.timing().bits(33));
+                    // Adapters hand on what they have in portions, with pauses of their own between.
+                    let quiet = now.saturating_add(self.timing().gap());
                     self.state = State::Resting { since: Some(since), until: until.max(quiet) };
+                    // Whoever was asked, and was given up, may be answering after all.
+                    if self.job.as_ref().is_some_and(|running| running.stage == Stage::Request && running.tries > 0)
+                        && let Some(frame) = self.frame()
+                    {
+                        self.finish(now, Link::Frame(frame));
+                    }
                 }
             }
             State::Listening { at_most, .. } => {
@@ -500,6 +507,18 @@ impl Master {
         self.heard.push(byte);
     }
 
+    /// The frame in what was heard; it may stand behind noise. In a search what stands before it may be the answers of
+    /// others, unless it is hardly anything.
+    fn frame(&self) -> Option<Vec<u8>> {
+        let searching = self.job.as_ref().is_some_and(|running| running.job.task == Task::Ask);
+        let most = if searching { 3 } else { self.heard.len() };
+        (0..self.heard.len().min(most)).find_map(|start| {
+            let rest = self.heard.get(start..).filter(|rest| rest.first() == Some(&0x68))?;
+            let (_, length) = Frame::parse(rest).ok()?;
+            rest.get(..length).map(<[u8]>::to_vec)
+        })
+    }
+
     /// Looks at what was heard, and says until when more is waited for.
     fn listen(&mut self, now: Instant, at_most: Instant) {
         let expects_data = self.job.as_ref().is_some_and(|running| running.stage == Stage::Request);
@@ -510,13 +529,8 @@ impl Master {
         if !expects_data && self.heard == [0xE5] {
             return self.finish(now, Link::Ack);
         }
-        // A frame may stand behind noise.
-        for start in 0..self.heard.len() {
-            let Some(rest @ [0x68, ..]) = self.heard.get(start..) else { continue };
-            if let Ok((_, length)) = Frame::parse(rest) {
-                let frame = rest.get(..length).unwrap_or_default().to_vec();
-                return self.finish(now, Link::Frame(frame));
-            }
+        if let Some(frame) = self.frame() {
+            return self.finish(now, Link::Frame(frame));
         }
         let until = now.saturating_add(timing.gap()).saturating_add(timing.bytes(1));
         self.state = State::Listening { until: until.min(at_most), at_most };

@@ -515,6 +515,23 @@ fn a_search_finds_whatever_hangs_there() {
     assert_eq!((search.next_job(), search.unsearched().as_deref()), (None, Some("all numbers")));
 }
 
+/// The late answer of one must not hide that others answered in time.
+#[test]
+fn a_slow_meter_does_not_hide_the_others() {
+    for thinks in (50..1500).step_by(53) {
+        let mut bench = Bench::new(&format!(
+            "[[meter]]\nmeter = \"ACW-7890123A-0B-04\"\naddress = 1\nanswers-after-ms = {thinks}\n\
+             [[meter]]\nmeter = \"LUG-23456789-07-04\"\naddress = 2\n\
+             [[meter]]\nmeter = \"KAM-34567890-07-04\"\naddress = 3\n"
+        ));
+        let (said, search) = bench.search(Search::secondary(bench.timing));
+        let found: Vec<String> = search.meters().iter().map(|meter| meter.secondary.unwrap().to_string()).collect();
+        for quick in ["LUG-23456789-07-04", "KAM-34567890-07-04"] {
+            assert!(found.iter().any(|name| name == quick), "{thinks} ms: {said:#?}");
+        }
+    }
+}
+
 #[test]
 fn a_search_that_ends_early_says_what_is_left() {
     let mut bench = Bench::new(SIX);
