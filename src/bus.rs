@@ -55,6 +55,8 @@ pub struct Source {
 
 /// Between attempts to open a port.
 const RETRY: Duration = Duration::from_secs(2);
+/// The longest request is sent within so long even at 300 Bd; who takes longer hangs.
+const STALLED: Duration = Duration::from_secs(15);
 /// How long a clock that is not synchronised is waited for.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at it.
@@ -103,8 +105,10 @@ impl Bus {
             while let Some(action) = self.master.poll_action() {
                 match action {
                     Action::Send(bytes) => {
-                        let sent = self.wire.write(&bytes).await;
-                        sent.map_err(|error| self.broken(&error.to_string()))?;
+                        match tokio::time::timeout(STALLED, self.wire.write(&bytes)).await {
+                            Ok(sent) => sent.map_err(|error| self.broken(&error.to_string()))?,
+                            Err(_) => return Err(self.broken("it takes no bytes")),
+                        }
                     }
                     Action::Baud(baud) => {
                         let set = self.wire.set_baud(baud);
