@@ -104,12 +104,10 @@ impl Bus {
         loop {
             while let Some(action) = self.master.poll_action() {
                 match action {
-                    Action::Send(bytes) => {
-                        match tokio::time::timeout(STALLED, self.wire.write(&bytes)).await {
-                            Ok(sent) => sent.map_err(|error| self.broken(&error.to_string()))?,
-                            Err(_) => return Err(self.broken("it takes no bytes")),
-                        }
-                    }
+                    Action::Send(bytes) => match tokio::time::timeout(STALLED, self.wire.write(&bytes)).await {
+                        Ok(sent) => sent.map_err(|error| self.broken(&error.to_string()))?,
+                        Err(_) => return Err(self.broken("it takes no bytes")),
+                    },
                     Action::Baud(baud) => {
                         let set = self.wire.set_baud(baud);
                         set.map_err(|error| self.broken(&format!("does not take {baud} baud: {error}")))?;

@@ -14,7 +14,7 @@ use meterkast::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     task::JoinHandle,
 };
 use tokio_serial::{SerialPort, SerialStream};
@@ -41,34 +41,13 @@ impl Line {
     }
 
     fn plug_in(&mut self) {
-        let (mut ours, theirs) = SerialStream::pair().unwrap();
+        let (ours, theirs) = SerialStream::pair().unwrap();
         let _ = std::fs::remove_file(&self.path);
         symlink(theirs.name().unwrap(), &self.path).unwrap();
         drop(theirs);
-        let (bus, flood) = (self.bus.clone(), self.flood.clone());
-        self.served = Some(tokio::spawn(async move {
-            let began = Instant::now();
-            let mut buffer = [0; 512];
-            loop {
-                let flooded = *flood.lock().unwrap();
-                tokio::select! {
-                    read = ours.read(&mut buffer) => match read {
-                        Ok(count @ 1..) if flooded.is_none() => {
-                            // Both ends have the settings of whoever opened it.
-                            bus.lock().unwrap().set_baud(ours.baud_rate().unwrap());
-                            bus.lock().unwrap().handle_bytes(began.elapsed(), &buffer[..count]);
-                        }
-                        Ok(1..) => {}
-                        _ => tokio::time::sleep(Duration::from_millis(10)).await,
-                    },
-                    () = tokio::time::sleep(Duration::from_millis(2)) => {
-                        let mut bytes = bus.lock().unwrap().poll_bytes(began.elapsed());
-                        bytes.extend(flooded.map(|byte| [byte; 3]).into_iter().flatten());
-                        let _ = tokio::time::timeout(Duration::from_millis(20), ours.write_all(&bytes)).await;
-                    }
-                }
-            }
-        }));
+        // Both ends have the settings of whoever opened it.
+        let rate = |ours: &SerialStream| ours.baud_rate().unwrap();
+        self.served = Some(tokio::spawn(serve(self.bus.clone(), self.flood.clone(), ours, rate)));
     }
 
     /// Pulls the adapter out.
@@ -85,6 +64,36 @@ impl Line {
             (slave.secondary().to_string(), register.to_string(), now.to_string(), then.to_string())
         };
         self.bus.lock().unwrap().slaves().iter().map(book).collect()
+    }
+}
+
+/// Hands on what a master sends and the bus answers, for ever.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    bus: Arc<Mutex<Bus>>,
+    flood: Arc<Mutex<Option<u8>>>,
+    mut ours: S,
+    rate: impl Fn(&S) -> u32,
+) {
+    let began = Instant::now();
+    let mut buffer = [0; 512];
+    loop {
+        let flooded = *flood.lock().unwrap();
+        tokio::select! {
+            read = ours.read(&mut buffer) => match read {
+                Ok(count @ 1..) if flooded.is_none() => {
+                    let mut bus = bus.lock().unwrap();
+                    bus.set_baud(rate(&ours));
+                    bus.handle_bytes(began.elapsed(), &buffer[..count]);
+                }
+                Ok(1..) => {}
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            () = tokio::time::sleep(Duration::from_millis(2)) => {
+                let mut bytes = bus.lock().unwrap().poll_bytes(began.elapsed());
+                bytes.extend(flooded.map(|byte| [byte; 3]).into_iter().flatten());
+                let _ = tokio::time::timeout(Duration::from_millis(20), ours.write_all(&bytes)).await;
+            }
+        }
     }
 }
 
@@ -372,6 +381,30 @@ async fn a_p1_port_is_found_by_its_telegram() {
     let missing = meterkast(&["scan", "--p1", "/dev/no-such-port", "--mbus", "/dev/no-such-bus"], b"");
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(missing.stderr.contains("there is no /dev/no-such-bus: is the adapter plugged in?"), "{missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_converter_in_the_network_is_read() {
+    let folder = Folder::new();
+    let line = Line::new(folder.path("bus"), HOUSE);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = format!("tcp://{}", listener.local_addr().unwrap());
+    let (bus, flood) = (line.bus.clone(), line.flood.clone());
+    let served = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        serve(bus, flood, stream, |_| 9600).await;
+    });
+    let read = tokio::task::block_in_place(|| {
+        meterkast(&["mbus", "read", "--port", &port, "--meter", "2", "--baud", "9600", "--format", "json"], b"")
+    });
+    served.abort();
+    assert_eq!(read.code, Some(0), "{read:?}");
+    let message: Value = serde_json::from_str(&read.stdout).unwrap();
+    assert_eq!(message["readings"][0]["value"].to_string(), line.books()[1].2);
+    let _ = served.await;
+    let gone = tokio::task::block_in_place(|| meterkast(&["mbus", "read", "--port", &port, "--meter", "2"], b""));
+    assert_eq!(gone.code, Some(1), "{gone:?}");
+    assert!(gone.stderr.contains("cannot be reached"), "{gone:?}");
 }
 
 #[test]
