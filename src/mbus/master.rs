@@ -10,7 +10,7 @@
 //!   is 11.
 //! - **Echo**: bytes that come back as they were sent are left out, on whichever request that begins or ends.
 //! - **Several telegrams**: while the last DIF is 1F the count bit is toggled and the next is asked for. A telegram
-//!   that comes twice, or more than [`Task::Read`] allows, ends the job without a result.
+//!   that comes again and again, or more than [`Task::Read`] allows, ends the job without a result.
 //! - A selection restarts the count bit of address 253, as SND_NKE does that of a primary address. Requests and
 //!   commands have count bits of their own.
 //!
@@ -305,7 +305,12 @@ enum State {
     /// Waiting for the line to be quiet, since when at the earliest; then sending.
     Resting { since: Option<Instant>, until: Instant },
     /// Listening until then.
-    Listening { until: Instant, at_most: Instant },
+    Listening {
+        until: Instant,
+        at_most: Instant,
+        /// Until then somebody may begin to answer.
+        window: Instant,
+    },
 }
 
 /// The master.
@@ -343,6 +348,8 @@ struct Running {
     debris: Vec<u8>,
 }
 
+/// So many bytes beside a frame are noise, and nobody's answer.
+const HARDLY_ANYTHING: usize = 2;
 /// More bytes than any answer has: the line is stuck.
 const TOO_MANY: usize = 3 * MAX_FRAME;
 
@@ -426,7 +433,9 @@ impl Master {
                     self.heard.extend(bytes.iter().take(TOO_MANY));
                 }
                 let since = since.unwrap_or(now);
-                if now.saturating_sub(since) > Duration::from_secs(3) {
+                // At 300 Bd an answer that was given up takes longer than a moment.
+                let patience = Duration::from_secs(3).max(self.timing().bytes(MAX_FRAME));
+                if now.saturating_sub(since) > patience {
                     let trouble = stuck(&self.heard);
                     self.finish(now, Link::Stuck(trouble));
                 } else {
@@ -441,7 +450,7 @@ impl Master {
                     }
                 }
             }
-            State::Listening { at_most, .. } => {
+            State::Listening { at_most, window, .. } => {
                 for &byte in bytes {
                     self.take(byte);
                 }
@@ -450,7 +459,7 @@ impl Master {
                     self.finish(now, Link::Stuck(trouble));
                     return;
                 }
-                self.listen(now, at_most);
+                self.listen(now, at_most, window);
             }
         }
     }
@@ -465,11 +474,14 @@ impl Master {
                     let part = self.sent.get(..matched).unwrap_or_default().to_vec();
                     self.heard.splice(0..0, part);
                 }
-                let link = match self.heard.as_slice() {
-                    [] => Link::Silence,
-                    [0xE5] => Link::Ack,
-                    heard if heard.len() > 16 && heard.iter().all(|byte| *byte == 0) => Link::Stuck(Trouble::Low),
-                    heard => {
+                let link = match (self.frame(), self.heard.as_slice()) {
+                    (Some(frame), _) => Link::Frame(frame),
+                    (None, []) => Link::Silence,
+                    (None, [0xE5]) => Link::Ack,
+                    (None, heard) if heard.len() > 16 && heard.iter().all(|byte| *byte == 0) => {
+                        Link::Stuck(Trouble::Low)
+                    }
+                    (None, heard) => {
                         let reason = match Frame::parse(heard) {
                             Err(error) => error,
                             Ok(_) => FrameError::Incomplete(1),
@@ -510,17 +522,21 @@ impl Master {
     /// The frame in what was heard; it may stand behind noise. In a search what stands before it may be the answers of
     /// others, unless it is hardly anything.
     fn frame(&self) -> Option<Vec<u8>> {
-        let searching = self.job.as_ref().is_some_and(|running| running.job.task == Task::Ask);
-        let most = if searching { 3 } else { self.heard.len() };
-        (0..self.heard.len().min(most)).find_map(|start| {
+        let most = if self.searching() { HARDLY_ANYTHING } else { self.heard.len() };
+        (0..=self.heard.len().min(most)).find_map(|start| {
             let rest = self.heard.get(start..).filter(|rest| rest.first() == Some(&0x68))?;
             let (_, length) = Frame::parse(rest).ok()?;
-            rest.get(..length).map(<[u8]>::to_vec)
+            let alone = !self.searching() || rest.len().saturating_sub(length) <= HARDLY_ANYTHING;
+            rest.get(..length).filter(|_| alone).map(<[u8]>::to_vec)
         })
     }
 
+    fn searching(&self) -> bool {
+        self.job.as_ref().is_some_and(|running| running.job.task == Task::Ask)
+    }
+
     /// Looks at what was heard, and says until when more is waited for.
-    fn listen(&mut self, now: Instant, at_most: Instant) {
+    fn listen(&mut self, now: Instant, at_most: Instant, window: Instant) {
         let expects_data = self.job.as_ref().is_some_and(|running| running.stage == Stage::Request);
         let timing = self.timing();
         if self.heard.is_empty() {
@@ -529,11 +545,17 @@ impl Master {
         if !expects_data && self.heard == [0xE5] {
             return self.finish(now, Link::Ack);
         }
-        if let Some(frame) = self.frame() {
+        // A search hears all of them out: another may answer behind the first.
+        if !(self.searching() && expects_data)
+            && let Some(frame) = self.frame()
+        {
             return self.finish(now, Link::Frame(frame));
         }
-        let until = now.saturating_add(timing.gap()).saturating_add(timing.bytes(1));
-        self.state = State::Listening { until: until.min(at_most), at_most };
+        let mut until = now.saturating_add(timing.gap()).saturating_add(timing.bytes(1));
+        if self.searching() {
+            until = until.max(window);
+        }
+        self.state = State::Listening { until: until.min(at_most), at_most, window };
     }
 
     /// Rests until the line may be used.
@@ -566,7 +588,7 @@ impl Master {
         let until = sent.saturating_add(timing.answer_within());
         // The longest answer, with as much again for pauses.
         let at_most = until.saturating_add(timing.bytes(TOO_MANY)).saturating_add(timing.gap());
-        self.state = State::Listening { until, at_most };
+        self.state = State::Listening { until, at_most, window: until };
         self.last_byte = Some(sent);
         self.echo = Some(0);
         self.sent.clone_from(&bytes);
@@ -662,7 +684,13 @@ impl Running {
             }
             (Stage::Request, Link::Frame(frame)) => self.frame(frame),
             // A slave may end its telegrams so.
-            (Stage::Request, Link::Ack) if !self.frames.is_empty() => Some(self.readout()),
+            (Stage::Request, Link::Ack) if !self.frames.is_empty() => {
+                if self.try_again() {
+                    None
+                } else {
+                    Some(self.readout())
+                }
+            }
             (Stage::Request, link) => {
                 let trouble = match link {
                     Link::Ack => Trouble::NoData,
@@ -720,7 +748,8 @@ impl Running {
         if self.job.task == Task::Ask {
             return Outcome::Heard(match trouble {
                 Trouble::Low | Trouble::Busy => Heard::Noise(trouble),
-                Trouble::Garbled(_) | Trouble::Another(_) => Heard::Several(std::mem::take(&mut self.debris)),
+                // Less than the shortest answer is nobody's.
+                Trouble::Garbled(_) if self.debris.len() >= 5 => Heard::Several(std::mem::take(&mut self.debris)),
                 _ => Heard::NoData,
             });
         }
@@ -758,6 +787,7 @@ impl Running {
         }
         let more_follow = match answer.more_follow() {
             Ok(more_follow) => more_follow,
+            Err(reason @ Reason::Encrypted(_)) => return self.request_failed(Trouble::Unreadable(reason)),
             Err(reason) => return self.request_failed(Trouble::Garbled(reason)),
         };
         let Task::Read { most_telegrams, .. } = self.job.task else { return Some(Outcome::Sent) };

@@ -11,7 +11,9 @@
 //! - Silence is asked twice at the first digit, wherever the digits beneath a collision explain less than two
 //!   meters, and everywhere once a collision turned out to be noise, or [`Search::thorough`] was asked for.
 //! - Where meters with one number collide, their answers overlay bit by bit: those that were found must give
-//!   the overlay that was heard, otherwise the search goes on for others.
+//!   the overlay that was heard, otherwise the search goes on for others; and all known manufacturers that the overlay
+//!   allows are asked for.
+//! - After the first collision a number is asked for that nobody has: where somebody answers, digits tell nothing.
 //!
 //! Source: EN 13757-3:2018, 11.5 (search with wildcards).
 //!
@@ -56,6 +58,10 @@ pub enum Finding {
     Late(Secondary),
     /// Several answer, and no question told them apart.
     Unresolved(Target),
+    /// Several seemed to answer, and one was found: it was noise, or the number of another has a digit F.
+    Doubtful(Target),
+    /// Meters acknowledge numbers that nobody has.
+    Indiscriminate,
     /// The line is not quiet: nothing can be found.
     Trouble(Trouble),
 }
@@ -89,6 +95,13 @@ impl fmt::Display for Finding {
                 write!(f, "{meter} answers too late: search with a longer time-out, and read it with one")
             }
             Self::Unresolved(target) => write!(f, "{target}: somebody answers, and could not be told apart"),
+            Self::Doubtful(target) => write!(
+                f,
+                "{target}: several seemed to answer, and one was found; it was noise, or another has a digit F in its number"
+            ),
+            Self::Indiscriminate => f.write_str(
+                "a meter or the converter answers to numbers that nobody has: meters cannot be found by number here",
+            ),
             Self::Trouble(trouble) => write!(f, "{trouble}"),
         }
     }
@@ -113,8 +126,15 @@ pub struct Search {
 
 #[derive(Debug, Clone)]
 enum Plan {
-    Primary { next: u8 },
-    Secondary { begun: bool, branches: Vec<Branch> },
+    Primary {
+        next: u8,
+    },
+    Secondary {
+        begun: bool,
+        /// How many times in a row somebody answered to a number that nobody has; None: nobody does.
+        strangers: Option<u8>,
+        branches: Vec<Branch>,
+    },
 }
 
 /// A collision whose slaves are being told apart.
@@ -133,6 +153,9 @@ struct Branch {
     overlay: Option<Secondary>,
     /// Somebody acknowledged, and nothing spoke against its being one alone: who was found ends the branch.
     alone: bool,
+    /// Manufacturers in the order in which they are tried, and how many of them the overlay allows.
+    makers: Vec<Manufacturer>,
+    likely: usize,
 }
 
 /// By what a collision is split.
@@ -143,6 +166,28 @@ enum Split {
     Manufacturer,
     Medium,
     Version,
+}
+
+/// A selection that no meter fits: whoever answers it answers everything.
+const NOBODY: Pattern = Pattern { id: 0xEEEE_EEEE, manufacturer: 0, version: 0, medium: 0 };
+
+/// Manufacturers in the order in which they are tried, and how many of them an overlay allows: these come first, and of
+/// these those that are on the bus.
+fn makers(overlay: Option<Secondary>, found: &[Meter]) -> (Vec<Manufacturer>, usize) {
+    let known = MANUFACTURERS.iter().filter_map(|letters| Manufacturer::from_letters(**letters));
+    let here = found.iter().filter_map(|meter| meter.secondary).map(|secondary| secondary.manufacturer);
+    let allows =
+        |maker: &Manufacturer| overlay.is_none_or(|overlay| maker.0 & overlay.manufacturer.0 == overlay.manufacturer.0);
+    let mut all: Vec<Manufacturer> = Vec::with_capacity(MANUFACTURERS.len());
+    for maker in here.chain(known) {
+        if !all.contains(&maker) {
+            all.push(maker);
+        }
+    }
+    let (mut likely, others): (Vec<_>, Vec<_>) = all.into_iter().partition(allows);
+    let count = likely.len();
+    likely.extend(others);
+    (likely, count)
 }
 
 /// Digits in the order in which they are tried; F stands for any.
@@ -156,7 +201,7 @@ impl Search {
 
     /// Of all secondary addresses.
     pub fn secondary(timing: Timing) -> Self {
-        Self::new(timing, Plan::Secondary { begun: false, branches: Vec::new() })
+        Self::new(timing, Plan::Secondary { begun: false, strangers: Some(0), branches: Vec::new() })
     }
 
     fn new(timing: Timing, plan: Plan) -> Self {
@@ -209,13 +254,16 @@ impl Search {
             Plan::Primary { next } if *next > address::LAST => return None,
             Plan::Primary { next } => (Target::Primary(*next), self.careful),
             Plan::Secondary { begun: false, .. } => (Target::Secondary(Pattern::ANY), true),
+            Plan::Secondary { strangers: Some(_), branches, .. } if !branches.is_empty() => {
+                (Target::Secondary(NOBODY), false)
+            }
             Plan::Secondary { branches, .. } => loop {
                 let branch = branches.last_mut()?;
                 if let Some(part) = branch.part(&self.found) {
                     let first = branch.split == Split::Digit(0);
                     break (Target::Secondary(part), first || branch.again || self.careful);
                 }
-                if branch.found < (if branch.alone { 1 } else { 2 })
+                if branch.count(&self.found) < (if branch.alone { 1 } else { 2 })
                     && !branch.again
                     && !branch.silent.is_empty()
                     && !self.careful
@@ -231,9 +279,13 @@ impl Search {
                         branches.push(Branch { split, next: 0, silent: Vec::new(), again: false, ..done });
                         continue;
                     }
-                    _ if done.found == 0 => self.findings.push(Finding::Unresolved(Target::Secondary(done.pattern))),
-                    // What seemed to be several was one and noise.
-                    _ if done.found == 1 && !done.alone => self.careful = true,
+                    _ if done.count(&self.found) == 0 => {
+                        self.findings.push(Finding::Unresolved(Target::Secondary(done.pattern)))
+                    }
+                    _ if done.count(&self.found) == 1 && !done.alone => {
+                        self.careful = true;
+                        self.findings.push(Finding::Doubtful(Target::Secondary(done.pattern)));
+                    }
                     _ => {}
                 }
                 if let Some(above) = branches.last_mut() {
@@ -267,6 +319,20 @@ impl Search {
             self.ended = true;
             return;
         }
+        if let Plan::Secondary { strangers, branches, .. } = &mut self.plan
+            && let (Some(count), Target::Secondary(NOBODY)) = (*strangers, target)
+        {
+            // Once it may be a late answer to the first question.
+            match heard {
+                Heard::Nobody => *strangers = None,
+                _ if count < 4 => *strangers = Some(count.saturating_add(1)),
+                _ => {
+                    branches.clear();
+                    self.findings.push(Finding::Indiscriminate);
+                }
+            }
+            return;
+        }
         let rechecked = self.recheck.take().is_some();
         // An acknowledgement alone may be a late answer to another question.
         let whole_number = matches!(target, Target::Secondary(Pattern { id, .. }) if id & 0xF != 0xF);
@@ -296,7 +362,7 @@ impl Search {
                     Heard::Nobody | Heard::Noise(_) => {}
                 }
             }
-            (Plan::Secondary { begun, branches }, Target::Secondary(pattern)) => {
+            (Plan::Secondary { begun, branches, .. }, Target::Secondary(pattern)) => {
                 let depth = match branches.last_mut() {
                     Some(branch) => {
                         branch.next = branch.next.saturating_add(1);
@@ -342,8 +408,19 @@ impl Search {
         let Plan::Secondary { branches, .. } = &mut self.plan else { return };
         match split {
             Some(split) => {
-                let branch =
-                    Branch { pattern, split, next: 0, found: 0, silent: Vec::new(), again: false, overlay, alone };
+                let (makers, likely) = makers(overlay, &self.found);
+                let branch = Branch {
+                    pattern,
+                    split,
+                    next: 0,
+                    found: 0,
+                    silent: Vec::new(),
+                    again: false,
+                    overlay,
+                    alone,
+                    makers,
+                    likely,
+                };
                 // By another way they were told apart before.
                 if !branch.is_explained(&self.found) {
                     branches.push(branch);
@@ -454,7 +531,7 @@ impl Branch {
     fn parts(&self) -> usize {
         match self.split {
             Split::Digit(_) => DIGITS,
-            Split::Manufacturer => MANUFACTURERS.len(),
+            Split::Manufacturer => self.makers.len(),
             Split::Medium | Split::Version => 255,
         }
     }
@@ -467,7 +544,9 @@ impl Branch {
         if self.again {
             return self.silent.get(self.next).copied();
         }
-        if !matches!(self.split, Split::Digit(_)) && self.is_explained(found) {
+        // Whoever hides behind the bits of others is among the manufacturers that the overlay allows.
+        let all_likely = self.split != Split::Manufacturer || self.next >= self.likely;
+        if !matches!(self.split, Split::Digit(_)) && all_likely && self.is_explained(found) {
             return None;
         }
         let Pattern { id, .. } = self.pattern;
@@ -479,8 +558,8 @@ impl Branch {
             }
             Split::Digit(_) => None,
             Split::Manufacturer => {
-                let letters = self.manufacturers(found).get(self.next).copied()?;
-                Some(Pattern { manufacturer: letters.0, ..self.pattern })
+                let maker = self.makers.get(self.next)?;
+                Some(Pattern { manufacturer: maker.0, ..self.pattern })
             }
             Split::Medium => {
                 // Those of meters first.
@@ -495,43 +574,39 @@ impl Branch {
         }
     }
 
-    /// Manufacturers in the order in which they are tried: those that the overlay allows, and of these those that
-    /// are on the bus, come first.
-    fn manufacturers(&self, found: &[Meter]) -> Vec<Manufacturer> {
-        let known = MANUFACTURERS.iter().filter_map(|letters| Manufacturer::from_letters(**letters));
-        let here = found.iter().filter_map(|meter| meter.secondary).map(|secondary| secondary.manufacturer);
-        let mut all: Vec<Manufacturer> = Vec::with_capacity(MANUFACTURERS.len());
-        for manufacturer in here.chain(known) {
-            if !all.contains(&manufacturer) {
-                all.push(manufacturer);
-            }
-        }
-        // What was found beneath this branch must not move to the front while it is being searched.
-        all.sort_by_key(|manufacturer| {
-            let allowed =
-                self.overlay.is_none_or(|overlay| manufacturer.0 & overlay.manufacturer.0 == overlay.manufacturer.0);
-            !allowed
-        });
-        all
+    /// The meters that were found beneath, on whichever way.
+    fn beneath<'a>(&self, found: &'a [Meter]) -> impl Iterator<Item = Secondary> + use<'a> {
+        let pattern = self.pattern;
+        found.iter().filter_map(|meter| meter.secondary).filter(move |secondary| pattern.matches(*secondary))
+    }
+
+    /// How many are known to be beneath.
+    fn count(&self, found: &[Meter]) -> usize {
+        self.found.max(self.beneath(found).count())
     }
 
     /// Whether nobody else is to be expected: without a clear overlay, two meters must do.
     fn is_done(&self, found: &[Meter]) -> bool {
-        if self.overlay.is_some() { self.is_explained(found) } else { self.found >= 2 }
+        if self.overlay.is_some() { self.is_explained(found) } else { self.count(found) >= 2 }
     }
 
     /// Whether the meters found beneath, all at once, give what was heard.
     fn is_explained(&self, found: &[Meter]) -> bool {
         let Some(overlay) = self.overlay else { return false };
-        let beneath: Vec<Secondary> = found
-            .iter()
-            .filter_map(|meter| meter.secondary)
-            .filter(|secondary| self.pattern.matches(*secondary))
-            .collect();
-        beneath.len() >= 2
-            && beneath.iter().fold(0xFFFF, |all, meter| all & meter.manufacturer.0) == overlay.manufacturer.0
-            && beneath.iter().fold(0xFF, |all, meter| all & meter.version) == overlay.version
-            && beneath.iter().fold(0xFF, |all, meter| all & meter.medium) == overlay.medium
+        let header = |meter: Secondary| (meter.manufacturer.0, meter.version, meter.medium);
+        let mut count = 0usize;
+        let mut all = (0xFFFF, 0xFF, 0xFF);
+        let mut is_none = false;
+        for meter in self.beneath(found) {
+            let (manufacturer, version, medium) = header(meter);
+            all = (all.0 & manufacturer, all.1 & version, all.2 & medium);
+            count = count.saturating_add(1);
+            // Answers that did not begin at once overlay elsewhere: the header is that of one, or of nobody.
+            let (of_all, here) = (header(overlay), header(meter));
+            let covers = (of_all.0 & here.0, of_all.1 & here.1, of_all.2 & here.2) == of_all;
+            is_none |= here == of_all || !covers;
+        }
+        count >= 2 && (is_none || all == header(overlay))
     }
 
     /// What of it is left, in words.

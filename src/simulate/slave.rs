@@ -51,6 +51,9 @@ pub struct Description {
     pub rest_s: u32,
     /// Answers requests for this address too.
     pub also_answers: Option<u8>,
+    /// Acknowledges every selection, whoever is meant.
+    #[serde(default)]
+    pub heeds_any_selection: bool,
     /// Sends every telegram as if the count bit were never toggled.
     #[serde(default)]
     pub ignores_count_bit: bool,
@@ -75,6 +78,7 @@ impl Description {
             pause_ms: 0,
             rest_s: 0,
             also_answers: None,
+            heeds_any_selection: false,
             ignores_count_bit: false,
             baud: None,
             status: 0,
@@ -245,7 +249,7 @@ impl Slave {
             }
             Frame::Long { address: address::SELECTED, ci: 0x52, data, .. } => {
                 let pattern = Pattern::from_bytes(*data.first_chunk()?);
-                self.link.selected = pattern.matches(self.secondary);
+                self.link.selected = pattern.matches(self.secondary) || self.description.heeds_any_selection;
                 self.link.answered[1] = None;
                 self.link.telegram = 0;
                 self.link.selected.then(|| Frame::Ack.emit())

@@ -24,6 +24,8 @@ struct Bench {
     faults: Vec<(Duration, Vec<u8>)>,
     /// Without what an adapter would take.
     timing: Timing,
+    /// Whether the converter adds a byte to whatever it sends.
+    stray: bool,
 }
 
 fn start() -> Moment {
@@ -36,7 +38,7 @@ impl Bench {
         let baud = description.baud;
         let bus = Bus::new(description, start()).unwrap();
         let timing = Timing { allowance: Duration::ZERO, ..Timing::STANDARD };
-        Self { bus, master: Master::new(baud), now: Duration::ZERO, faults: Vec::new(), timing }
+        Self { bus, master: Master::new(baud), now: Duration::ZERO, faults: Vec::new(), timing, stray: false }
     }
 
     fn run(&mut self, job: Job) -> Outcome {
@@ -44,7 +46,13 @@ impl Bench {
         loop {
             while let Some(action) = self.master.poll_action() {
                 match action {
-                    Action::Send(bytes) => self.bus.handle_bytes(self.now, &bytes),
+                    Action::Send(bytes) => {
+                        self.bus.handle_bytes(self.now, &bytes);
+                        if self.stray {
+                            let sent = self.now + self.timing.bytes(bytes.len() + 1);
+                            self.faults.push((sent, vec![0]));
+                        }
+                    }
                     Action::Baud(baud) => self.bus.set_baud(baud),
                     Action::Done(outcome) => return outcome,
                 }
@@ -521,6 +529,65 @@ fn a_search_finds_whatever_hangs_there() {
     assert_eq!((search.next_job(), search.unsearched().as_deref()), (None, Some("all numbers")));
 }
 
+/// What would lead a search astray, and once did.
+#[test]
+fn a_search_is_not_led_astray() {
+    let meters = |lines: &[&str]| -> String {
+        let meter = |(address, line): (usize, &&str)| format!("[[meter]]\naddress = {address}\nmeter = {line}\n");
+        lines.iter().enumerate().map(|(address, line)| meter((address + 1, line))).collect()
+    };
+    let found = |bus: &str, timing: Timing, stray: bool| {
+        let mut bench = Bench::new(bus);
+        (bench.timing, bench.stray) = (timing, stray);
+        bench.master = Master::new(timing.baud);
+        let (said, search) = bench.search(Search::secondary(timing));
+        let mut names: Vec<String> = search.meters().iter().map(|meter| meter.secondary.unwrap().to_string()).collect();
+        names.sort();
+        (names, said.join("\n"), bench.now.as_secs(), bench.master.requests())
+    };
+    let standard = Timing { allowance: Duration::ZERO, ..Timing::STANDARD };
+
+    // A third meter whose bits hide behind those of the two others.
+    let bus = meters(&["\"KAM-12345678-1B-04\"", "\"LUG-12345678-07-04\"", "\"LSE-12345678-07-04\""]);
+    let (names, said, seconds, _) = found(&bus, standard, false);
+    assert_eq!(names, ["KAM-12345678-1B-04", "LSE-12345678-07-04", "LUG-12345678-07-04"], "{said}");
+    println!("three with one number: {seconds} s");
+
+    // One that comes so late that the header of the first is whole: no overlay.
+    let bus = meters(&["\"KAM-12345678-1B-04\"", "\"LUG-12345678-07-04\"\nanswers-after-ms = 105"]);
+    let (names, said, seconds, _) = found(&bus, standard, false);
+    assert_eq!(names, ["KAM-12345678-1B-04", "LUG-12345678-07-04"], "{said}");
+    assert!(!said.contains("could not be told apart") && seconds < 90, "{seconds} s: {said}");
+
+    // Two that answer one behind the other, both in time.
+    let quick = Timing { baud: 9600, ..standard };
+    let bus =
+        meters(&["\"EFE-12345678-1B-06\"\nanswers-after-ms = 2", "\"LUG-22345678-07-06\"\nanswers-after-ms = 80"]);
+    let (names, said, ..) = found(&format!("baud = 9600\n{bus}"), quick, false);
+    assert_eq!(names, ["EFE-12345678-1B-06", "LUG-22345678-07-06"], "{said}");
+
+    // A digit F cannot be asked for: that somebody is missing is said.
+    let bus = meters(&["\"KAM-F2345678-1B-04\"", "\"LUG-22345678-07-04\""]);
+    let (names, said, ..) = found(&bus, standard, false);
+    assert_eq!(names, ["LUG-22345678-07-04"]);
+    assert!(said.contains("or another has a digit F in its number"), "{said}");
+
+    // Meters that answer whatever is asked for.
+    let bus = meters(&[
+        "\"KAM-12345678-1B-04\"\nheeds-any-selection = true",
+        "\"LUG-22345678-07-04\"\nheeds-any-selection = true",
+    ]);
+    let (_, said, _, requests) = found(&bus, standard, false);
+    assert!(said.contains("answers to numbers that nobody has") && requests < 50, "{requests}: {said}");
+
+    // A converter that adds a byte to whatever it sends: on an empty bus, and with meters.
+    let (names, _, _, requests) = found("", standard, true);
+    assert!(names.is_empty() && requests < 500, "{requests}");
+    let bus = meters(&["\"KAM-12345678-1B-04\"", "\"LUG-22345678-07-04\""]);
+    let (_, said, _, requests) = found(&bus, standard, true);
+    assert!(requests < 2000, "{requests}: {said}");
+}
+
 /// The late answer of one must not hide that others answered in time.
 #[test]
 fn a_slow_meter_does_not_hide_the_others() {
@@ -551,7 +618,7 @@ fn a_search_that_ends_early_says_what_is_left() {
     }
     assert_eq!(
         search.unsearched().unwrap(),
-        "numbers 12345... to 1234E..., numbers 1235.... to 123E...., numbers 124..... to 12E....., \
+        "numbers 12344... to 1234E..., numbers 1235.... to 123E...., numbers 124..... to 12E....., \
          numbers 13...... to 1E......, numbers 2....... to E......."
     );
 }
