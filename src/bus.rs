@@ -28,7 +28,7 @@ use crate::{
     mbus::{
         self, Action, Frame, Job, Master, Outcome, Pattern, Readout, Target, Trouble,
         scan::{Finding, Search},
-        schedule::{Due, Schedule},
+        schedule::{Came, Due, Schedule},
     },
     moment::Moment,
     plausible::Judge,
@@ -258,7 +258,12 @@ impl Reader {
             let Some(meter) = self.meters.get(index).cloned() else { continue };
             let outcome = match bus.run(self.source.bus.job(&meter)).await {
                 Ok(outcome) => outcome,
-                Err(error) => return Ok(Err(error)),
+                Err(error) => {
+                    // The others are not to wait until this one is read.
+                    let elapsed = self.began.elapsed();
+                    self.schedule(elapsed).done(index, elapsed, Came::Nothing);
+                    return Ok(Err(error));
+                }
             };
             if bus.has_echo() != has_echo {
                 has_echo = bus.has_echo();
@@ -279,8 +284,12 @@ impl Reader {
                 Outcome::Heard(_) | Outcome::Sent => None,
             };
             let elapsed = self.began.elapsed();
-            let well = trouble.is_none();
-            self.schedule(elapsed).done(index, elapsed, well);
+            let came = match &trouble {
+                None => Came::Readings,
+                Some(Trouble::Silent | Trouble::Low | Trouble::Busy) => Came::Nothing,
+                Some(_) => Came::Answer,
+            };
+            self.schedule(elapsed).done(index, elapsed, came);
             self.send(What::Asked { meter: meter.address.to_string().into(), trouble }).await?;
         }
     }
@@ -297,8 +306,9 @@ impl Reader {
                     of_meter.and_then(|report| report.measured_at)
                 });
                 let ago = last.map(|last| Moment::utc(Timestamp::now()).since(last));
-                if let Some(ago) = ago.and_then(|ago| Duration::try_from(ago).ok()) {
-                    schedule.was_read(index, ago, now);
+                // A clock that stands before that has gone wrong since: the whole rest is kept.
+                if let Some(ago) = ago {
+                    schedule.was_read(index, Duration::try_from(ago).unwrap_or_default(), now);
                 }
             }
             schedule
@@ -344,7 +354,8 @@ impl Reader {
 
     /// Searches for meters, unless they were found before.
     async fn find(&mut self, bus: &mut Bus) -> Result<Result<(), PortError>, Gone> {
-        self.meters = self.remembered.keys().filter_map(|text| target(text)).map(Meter::at).collect();
+        let known = found_before(&self.source.memory, &self.name);
+        self.meters = known.iter().filter_map(|text| target(text)).map(Meter::at).collect();
         if !self.meters.is_empty() {
             let count = self.meters.len();
             self.send(What::Note(format!("reads the {count} meters that were found before"))).await?;
@@ -354,6 +365,9 @@ impl Reader {
             .await?;
         let timing = self.source.bus.timing();
         let mut found: Vec<mbus::scan::Meter> = Vec::new();
+        // Who was there and said nothing, by number; and whether nobody else can be there.
+        let mut mute: Vec<Target> = Vec::new();
+        let mut complete = true;
         for (what, mut search) in
             [("numbers", Search::secondary(timing)), ("primary addresses", Search::primary(timing))]
         {
@@ -369,6 +383,13 @@ impl Reader {
                     Err(error) => return Ok(Err(error)),
                 }
                 while let Some(finding) = search.poll_finding() {
+                    match &finding {
+                        Finding::NoData(target @ Target::Secondary(pattern)) if pattern.is_one_number() => {
+                            mute.push(*target)
+                        }
+                        Finding::Unresolved(_) | Finding::Indiscriminate | Finding::Trouble(_) => complete = false,
+                        _ => {}
+                    }
                     let known =
                         matches!(&finding, Finding::Meter(meter) if found.iter().any(|other| is_same(other, meter)));
                     if !known {
@@ -376,13 +397,22 @@ impl Reader {
                     }
                 }
             }
+            while let Some(finding) = search.poll_finding() {
+                complete &= !matches!(finding, Finding::Unresolved(_) | Finding::Indiscriminate | Finding::Trouble(_));
+                self.send(What::Note(finding.to_string())).await?;
+            }
+            complete &= search.unsearched().is_none();
             for meter in search.meters() {
                 if !found.iter().any(|other| is_same(other, meter)) {
                     found.push(meter.clone());
                 }
             }
         }
-        self.meters = found.iter().map(|meter| Meter::at(address(meter, &found))).collect();
+        self.meters = found
+            .iter()
+            .map(|meter| Meter::at(address(meter, &found)))
+            .chain(mute.into_iter().map(Meter::at))
+            .collect();
         if self.meters.is_empty() {
             self.send(What::Note("found no meter; searches again in an hour".to_owned())).await?;
             tokio::select! {
@@ -392,8 +422,14 @@ impl Reader {
         } else {
             self.send(What::Note(format!("the search is over: {} meters are read from now on", self.meters.len())))
                 .await?;
-            for meter in self.meters.clone() {
-                self.remember(&meter.address.to_string(), "").await?;
+            if complete {
+                let targets: Vec<String> = self.meters.iter().map(|meter| meter.address.to_string()).collect();
+                let text = format!("# The meters that a search of the whole bus found.\n{}\n", targets.join("\n"));
+                self.write_down(&found_file(&self.source.memory, &self.name), &text).await?;
+            } else {
+                let text =
+                    "the search was disturbed, and is made again at the next start; what was found is read until then";
+                self.send(What::Note(text.to_owned())).await?;
             }
         }
         Ok(Ok(()))
@@ -401,7 +437,7 @@ impl Reader {
 
     /// Writes down which meter was found at an address, where that is news.
     async fn remember(&mut self, target: &str, meter: &str) -> Result<(), Gone> {
-        if self.remembered.get(target).is_some_and(|known| known == meter || meter.is_empty()) {
+        if self.remembered.get(target).is_some_and(|known| known == meter) {
             return Ok(());
         }
         self.remembered.insert(target.to_owned(), meter.to_owned());
@@ -410,10 +446,13 @@ impl Reader {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{target} {meter}");
         }
-        let path = memory(&self.source.memory, &self.name);
+        self.write_down(&memory(&self.source.memory, &self.name), &text).await
+    }
+
+    async fn write_down(&self, path: &Path, text: &str) -> Result<(), Gone> {
         let unfinished = path.with_extension("new");
         // Beside the old one first: a power cut leaves one of them whole.
-        let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, &path));
+        let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path));
         if let Err(error) = written {
             self.send(What::Note(format!("{} cannot be written: {error}", path.display()))).await?;
         }
@@ -425,6 +464,10 @@ impl Reader {
 /// address; or its primary address where it has no other.
 pub fn address(meter: &mbus::scan::Meter, all: &[mbus::scan::Meter]) -> Target {
     let Some(secondary) = meter.secondary else { return Target::Primary(meter.address) };
+    // One with the fixed structure names no manufacturer, and can be selected by how it was found.
+    if secondary.manufacturer.0 == 0 {
+        return meter.target;
+    }
     // One that was found by its primary address alone may know no other.
     if let Target::Primary(address) = meter.target {
         return Target::Primary(address);
@@ -449,6 +492,16 @@ fn target(text: &str) -> Option<Target> {
 
 fn memory(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("mbus-{}.meters", crate::delivery::topic::level(name)))
+}
+
+fn found_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("mbus-{}.found", crate::delivery::topic::level(name)))
+}
+
+/// The addresses that a search of an earlier run found.
+fn found_before(folder: &Path, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(found_file(folder, name)).unwrap_or_default();
+    text.lines().filter(|line| target(line).is_some()).map(str::to_owned).collect()
 }
 
 /// What an earlier run wrote down. A file that is damaged is as none: the meters are searched for again.

@@ -122,6 +122,21 @@ impl Where {
         }
     }
 
+    /// Whether just one meter heeds the address: what is written there is written to all who do.
+    async fn is_alone(&self, bus: &mut Bus) -> Result<bool, Failure> {
+        let job = Job { target: self.meter, task: Task::Ask, timing: self.timing() };
+        match bus.run(job).await.map_err(Failure::world)? {
+            mbus::Outcome::Heard(Heard::Several(_)) => {
+                eprintln!(
+                    "{}: several meters answer to {}: name one by KAM-12345678-1B-04, as `scan` prints it",
+                    self.port, self.meter
+                );
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
+    }
+
     /// Sends a command; false with the reason told.
     async fn send(&self, bus: &mut Bus, command: mbus::Command) -> Result<bool, Failure> {
         let job = Job { target: self.meter, task: Task::Send(vec![command]), timing: self.timing() };
@@ -170,6 +185,9 @@ async fn set_address(arguments: SetAddress) -> Result<Outcome, Failure> {
     let (place, to) = (&arguments.place, arguments.to);
     one(place.meter)?;
     let mut bus = place.open().await?;
+    if !place.is_alone(&mut bus).await? {
+        return Ok(Outcome::Partly);
+    }
     // Who it is, to know it again.
     let Some(before) = place.readout(&mut bus, place.meter, place.timing()).await? else {
         return Ok(Outcome::Partly);
@@ -177,7 +195,7 @@ async fn set_address(arguments: SetAddress) -> Result<Outcome, Failure> {
     let there = Job { target: Target::Primary(to), task: Task::Ask, timing: place.timing() };
     match bus.run(there).await.map_err(Failure::world)? {
         mbus::Outcome::Heard(Heard::Nobody) => {}
-        mbus::Outcome::Heard(Heard::One(frame)) if who_sent(&frame) == who(&before) => {
+        mbus::Outcome::Heard(Heard::One(frame)) if who_sent(&frame) == who(&before) && who(&before) != NAMELESS => {
             eprintln!("{}: {} has address {to} already", place.port, who(&before));
             return Ok(Outcome::Well);
         }
@@ -209,7 +227,7 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
     };
     one(place.meter)?;
     let mut bus = place.open().await?;
-    if !place.send(&mut bus, command).await? {
+    if !place.is_alone(&mut bus).await? || !place.send(&mut bus, command).await? {
         return Ok(Outcome::Partly);
     }
     let timing = Timing { baud: to, ..place.timing() };
@@ -221,6 +239,8 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
     Ok(Outcome::Well)
 }
 
+const NAMELESS: &str = "a meter without a number";
+
 /// The name of the meter that sent a readout.
 fn who(readout: &Readout) -> String {
     who_sent(readout.frames.first().map(Vec::as_slice).unwrap_or_default())
@@ -229,5 +249,5 @@ fn who(readout: &Readout) -> String {
 fn who_sent(frame: &[u8]) -> String {
     let frame = Frame::parse(frame).ok();
     let secondary = frame.and_then(|(frame, _)| mbus::Answer::parse(&frame).ok()).and_then(|answer| answer.secondary);
-    secondary.map_or_else(|| "a meter without a number".to_owned(), |secondary| secondary.to_string())
+    secondary.map_or_else(|| NAMELESS.to_owned(), |secondary| secondary.to_string())
 }

@@ -192,6 +192,8 @@ fn quoted(port: &Address) -> String {
 async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>, Failure> {
     let rates: Vec<u32> = match arguments.baud {
         Some(baud) => vec![baud],
+        // A converter in the network has its own settings.
+        None if matches!(port, Address::Tcp(_)) => vec![2400],
         None => vec![2400, 300, 9600, 1200, 4800, 600, 19_200, 38_400],
     };
     let Some(&first) = rates.first() else { return Ok(None) };

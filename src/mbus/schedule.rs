@@ -39,6 +39,17 @@ pub enum Due {
     Never,
 }
 
+/// What came of reading a meter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// Readings.
+    Readings,
+    /// An answer of which nothing could be taken: to a battery meter that was a reading, too.
+    Answer,
+    /// Nothing.
+    Nothing,
+}
+
 /// The meters of a bus and their turns.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -88,17 +99,21 @@ impl Schedule {
     }
 
     /// Notes what came of reading a meter.
-    pub fn done(&mut self, meter: usize, now: Instant, well: bool) {
+    pub fn done(&mut self, meter: usize, now: Instant, came: Came) {
         let Some(turn) = self.turns.get_mut(meter) else { return };
-        if well {
-            (turn.failed, turn.absent, turn.last_read) = (0, false, Some(now));
+        if came != Came::Nothing {
+            turn.last_read = Some(now);
+        }
+        if came == Came::Readings {
+            (turn.failed, turn.absent) = (0, false);
             turn.come_round(now);
             return;
         }
         turn.failed = turn.failed.saturating_add(1);
         let passes = if turn.absent { 1 } else { PASSES };
         if turn.failed < passes {
-            turn.due = now.saturating_add(PAUSE.saturating_mul(turn.failed.into()));
+            let pause = now.saturating_add(PAUSE.saturating_mul(turn.failed.into()));
+            turn.due = pause.max(turn.bearable(now));
         } else {
             (turn.failed, turn.absent) = (0, true);
             turn.come_round(now);
@@ -107,12 +122,16 @@ impl Schedule {
 }
 
 impl Turn {
+    /// When it may be read again.
+    fn bearable(&self, now: Instant) -> Instant {
+        self.last_read.map_or(now, |last| last.saturating_add(self.rhythm.at_least))
+    }
+
     /// The next turn of its own that is at least half an interval away, and within what the meter bears.
     fn come_round(&mut self, now: Instant) {
-        let Rhythm { interval, at_least } = self.rhythm;
+        let interval = self.rhythm.interval;
         let half = interval.checked_div(2).unwrap_or_default();
-        let bearable = self.last_read.map_or(now, |last| last.saturating_add(at_least));
-        let earliest = now.saturating_add(half).max(bearable);
+        let earliest = now.saturating_add(half).max(self.bearable(now));
         let past = earliest.saturating_sub(self.offset).as_nanos();
         // Rounded up to whole intervals.
         let turns = past.div_ceil(interval.as_nanos().max(1));
@@ -140,7 +159,8 @@ mod tests {
                 Due::Now(meter) => {
                     read[meter].push(now.as_secs());
                     now = now.saturating_add(seconds(1));
-                    schedule.done(meter, now, well(meter, now.as_secs()));
+                    let came = if well(meter, now.as_secs()) { Came::Readings } else { Came::Nothing };
+                    schedule.done(meter, now, came);
                 }
                 Due::At(at) => now = at,
                 Due::Never => break,
@@ -188,6 +208,9 @@ mod tests {
         schedule.was_read(1, seconds(1000), seconds(0));
         let read = run(&mut schedule, 20_000, |_, _| true);
         assert_eq!(read[1], [3140, 7650, 12_150, 16_650]);
+        // An answer of which nothing could be taken was a reading to the meter.
+        schedule.done(1, seconds(20_000), Came::Answer);
+        assert_eq!(Schedule { turns: vec![schedule.turns[1].clone()] }.next(seconds(20_001)), Due::At(seconds(24_140)));
         assert_eq!(Schedule::new(&[], seconds(0)).next(seconds(5)), Due::Never);
     }
 }

@@ -258,6 +258,8 @@ async fn meters_that_nobody_wrote_down_are_found_and_remembered() {
     assert!(daemon.terminate().await.0.success());
     let remembered = std::fs::read_to_string(folder.path("journal/mbus-mbus.meters")).unwrap();
     assert!(remembered.contains("\n12345678 KAM-12345678-1B-04\n"), "{remembered}");
+    let found = std::fs::read_to_string(folder.path("journal/mbus-mbus.found")).unwrap();
+    assert_eq!(found.lines().skip(1).collect::<Vec<_>>(), ["12345678", "23456789", "34567890"]);
     let mut daemon = Meterkast::run(&config);
     daemon.says("reads the 3 meters that were found before").await;
     daemon.says("meter 34567890: is read").await;
