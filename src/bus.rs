@@ -408,11 +408,10 @@ impl Reader {
                 }
             }
         }
-        self.meters = found
-            .iter()
-            .map(|meter| Meter::at(address(meter, &found)))
-            .chain(mute.into_iter().map(Meter::at))
-            .collect();
+        // Who was mute under its number may have spoken under its address.
+        mute.retain(|target| !found.iter().any(|meter| is_of(*target, meter)));
+        let spoke = found.iter().map(|meter| address(meter, &found));
+        self.meters = spoke.chain(mute).map(Meter::at).collect();
         if self.meters.is_empty() {
             self.send(What::Note("found no meter; searches again in an hour".to_owned())).await?;
             tokio::select! {
@@ -481,6 +480,14 @@ pub fn address(meter: &mbus::scan::Meter, all: &[mbus::scan::Meter]) -> Target {
 /// Whether two searches found the same meter.
 pub fn is_same(one: &mbus::scan::Meter, other: &mbus::scan::Meter) -> bool {
     (one.address, one.secondary) == (other.address, other.secondary)
+}
+
+/// Whether a meter has the number that a target asks for.
+fn is_of(target: Target, meter: &mbus::scan::Meter) -> bool {
+    match (target, meter.secondary) {
+        (Target::Secondary(pattern), Some(secondary)) => pattern.may_answer(secondary),
+        _ => false,
+    }
 }
 
 fn target(text: &str) -> Option<Target> {
@@ -589,6 +596,18 @@ mod tests {
             };
             assert_eq!((report.clock, report.meter.as_str()), (clock, "gw-1.mbus.1"));
         }
+    }
+
+    #[test]
+    fn who_was_mute_and_spoke_later_is_one_meter() {
+        let secondary = mbus::Pattern::from_text("KAM-12345678-1B-04").unwrap();
+        let mbus::Pattern { id, manufacturer, version, medium } = secondary;
+        let manufacturer = mbus::Manufacturer(manufacturer);
+        let secondary = Some(mbus::Secondary { id, manufacturer, version, medium });
+        let meter = mbus::scan::Meter { secondary, address: 3, target: Target::Primary(3), frame: Vec::new() };
+        assert!(is_of(Target::Secondary(Pattern::of_id(0x1234_5678)), &meter));
+        assert!(!is_of(Target::Secondary(Pattern::of_id(0x1234_5679)), &meter));
+        assert!(!is_of(Target::Primary(3), &meter));
     }
 
     #[test]
