@@ -16,6 +16,7 @@ pub mod mbus;
 pub mod plausible;
 pub mod delivery;
 pub mod payload;
+pub mod layout;
 pub mod simulate;
 // --- edges ---
 #[cfg(feature = "daemon")]

@@ -6,7 +6,6 @@
 //! Live messages wait for each other up to `[store] commit`, which spares SD cards. What comes through
 //! a backlog is committed as soon as no more follows at once: a gateway waits for it.
 //!
-//! - [`layout`]: readings to whole numbers and back.
 //! - [`sqlite`]: the database.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -24,7 +23,6 @@ use crate::{
     reading::escape,
 };
 
-pub mod layout;
 pub mod sqlite;
 
 use sqlite::{Incoming, RETAIN_ROWS, Sqlite};

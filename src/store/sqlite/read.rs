@@ -12,9 +12,9 @@ use sqlx::{ConnectOptions as _, SqliteConnection, query_as, query_scalar, sqlite
 
 use super::{CLOCKS, MIGRATIONS, StoreError, Trouble, unreadable};
 use crate::{
+    layout::{self, Layout},
     moment::Moment,
     reading::{Medium, Report},
-    store::layout::{self, Layout},
 };
 
 /// What a store holds.

@@ -10,10 +10,10 @@ use sqlx::{QueryBuilder, SqliteConnection, query, query_as, query_scalar};
 use super::{CHUNK, Committed, Incoming, clock_code, json, ledgers::Ledgers, number};
 use crate::{
     delivery::Arrival,
+    layout::{self, Layout},
     moment::Moment,
     payload::Message,
     reading::{Clock, Medium, Qualifiers, Reading, Report},
-    store::layout::{self, Layout},
 };
 
 /// A new row of `message`.

@@ -1,8 +1,8 @@
-//! A message as columns of a row: exact integers, and beside them the text that says what they mean.
+//! A message as exact integers, and beside them the text that says what they mean.
 //!
 //! Enters: a [`Report`]. Leaves: its [`Layout`] (register, unit, decimals and qualifiers of each
 //! reading, the same from telegram to telegram) with the integers of this telegram, and its remark
-//! (info, events, unknown). All three read back to what entered. No database here: `sqlite` keeps them.
+//! (info, events, unknown). All three read back to what entered. Journal and store keep them so.
 //!
 //! Not supported: instants finer than a millisecond and UTC offsets finer than a minute are cut to that.
 
