@@ -80,6 +80,67 @@ pub fn message(envelope: &Envelope, body: &str) -> String {
     json
 }
 
+/// A report as messages with bodies of at most `most` bytes: nearly always one. What is cut apart keeps its meter, time and
+/// clock; a store keeps messages of one instant that say different things beside each other. Returns how many readings,
+/// texts and the like are each longer than that and are left out.
+pub fn parts(report: Report<String>, received_at: Moment, most: usize) -> (Vec<Report<String>>, u64) {
+    // A reading takes less than 700 bytes, a text at most six for each byte.
+    let texts = |texts: usize, text: usize| texts.saturating_add(text.saturating_mul(6)).saturating_add(64);
+    let info = report.info.iter().fold(0, |sum, (name, text)| texts(sum, name.len().saturating_add(text.len())));
+    let unknown = report
+        .unknown
+        .iter()
+        .fold(info, |sum, unknown| texts(sum, unknown.code.len().saturating_add(unknown.text.len())));
+    let items = report.readings.len().saturating_add(report.events.len()).saturating_mul(700);
+    let fits = |report: &Report<String>| body(report, received_at).len() <= most;
+    if unknown.saturating_add(items).saturating_add(2048) <= most || fits(&report) {
+        return (vec![report], 0);
+    }
+    let (mut parts, mut refused) = (Vec::new(), 0u64);
+    let mut rest = vec![report];
+    while let Some(mut first) = rest.pop() {
+        if fits(&first) {
+            parts.push(first);
+            continue;
+        }
+        // The second half of each list; when each has one item at most, a part for each list; when there is one list,
+        // its one item is too long.
+        let bare = Report { readings: vec![], info: vec![], events: vec![], unknown: vec![], ..first.clone() };
+        let mut halves = vec![Report {
+            readings: first.readings.split_off(first.readings.len().div_ceil(2)),
+            info: first.info.split_off(first.info.len().div_ceil(2)),
+            events: first.events.split_off(first.events.len().div_ceil(2)),
+            unknown: first.unknown.split_off(first.unknown.len().div_ceil(2)),
+            ..bare.clone()
+        }];
+        if is_bare(&halves) {
+            let Report { readings, info, events, unknown, .. } = first;
+            halves = vec![
+                Report { unknown, ..bare.clone() },
+                Report { events, ..bare.clone() },
+                Report { info, ..bare.clone() },
+                Report { readings, ..bare },
+            ];
+            halves.retain(|part| !is_bare(std::slice::from_ref(part)));
+            if halves.len() == 1 {
+                refused = refused.saturating_add(1);
+                continue;
+            }
+        } else {
+            halves.push(first);
+        }
+        rest.append(&mut halves);
+    }
+    (parts, refused)
+}
+
+/// Whether these say nothing.
+fn is_bare(reports: &[Report<String>]) -> bool {
+    reports.iter().all(|report| {
+        report.readings.is_empty() && report.info.is_empty() && report.events.is_empty() && report.unknown.is_empty()
+    })
+}
+
 /// What `decode` prints: a message without gateway, numbers and time of reception.
 pub fn decoded(report: &Report<String>) -> String {
     let mut json = String::with_capacity(1024);
@@ -472,6 +533,34 @@ mod tests {
         let json = message(&envelope, &body(&report(), received_at));
         let read = Message::from_json(json.as_bytes()).unwrap();
         assert_eq!(read, Message { envelope, received_at, report: report() });
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_message_becomes_several_and_nothing_is_dropped() {
+        let received_at = "2026-11-21T19:00:00.123Z".parse().unwrap();
+        let small = report();
+        assert_eq!(parts(small.clone(), received_at, 4000), (vec![small.clone()], 0));
+        let mut large = small.clone();
+        large.readings = (0..500u32).flat_map(|_| small.readings.clone()).collect();
+        large.unknown = (0..500).map(|number| Unknown { code: number.to_string(), text: "x".repeat(100) }).collect();
+        large.events = (0..30).flat_map(|_| small.events.clone()).collect();
+        let (messages, refused) = parts(large.clone(), received_at, 4000);
+        assert_eq!(refused, 0);
+        assert!(messages.len() > 10);
+        for part in &messages {
+            assert!(body(part, received_at).len() <= 4000);
+            assert_eq!((&part.meter, part.measured_at, part.clock), (&large.meter, large.measured_at, large.clock));
+        }
+        let all = |count: fn(&Report<String>) -> usize| messages.iter().map(count).sum::<usize>();
+        assert_eq!(messages.iter().flat_map(|part| part.readings.clone()).collect::<Vec<_>>(), large.readings);
+        assert_eq!(messages.iter().flat_map(|part| part.unknown.clone()).collect::<Vec<_>>(), large.unknown);
+        assert_eq!((all(|part| part.info.len()), all(|part| part.events.len())), (1, 30));
+        // One text that is longer than a message stays behind alone.
+        large.info.push(("long".into(), "x".repeat(5000).into()));
+        let (messages, refused) = parts(large.clone(), received_at, 4000);
+        assert_eq!(refused, 1);
+        assert_eq!(messages.iter().map(|part| part.readings.len()).sum::<usize>(), large.readings.len());
+        assert_eq!(messages.iter().map(|part| part.info.len()).sum::<usize>(), 1);
     }
 
     #[test]
