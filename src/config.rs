@@ -152,6 +152,9 @@ pub struct Journal {
     /// Most bytes kept; then the oldest go.
     #[serde(deserialize_with = "bytes")]
     pub max_bytes: u64,
+    /// Bytes of its disk that are left to others: with fewer free it stops growing.
+    #[serde(deserialize_with = "bytes")]
+    pub keep_free: u64,
     /// How often what was written is made to survive a power cut.
     #[serde(deserialize_with = "duration")]
     pub sync: Duration,
@@ -163,6 +166,7 @@ impl Default for Journal {
             path: PathBuf::from("/var/lib/meterkast/journal"),
             stores: None,
             max_bytes: 1 << 30,
+            keep_free: 128 << 20,
             sync: Duration::from_secs(10),
         }
     }

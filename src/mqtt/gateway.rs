@@ -16,11 +16,13 @@ use std::{
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinHandle,
     time::Instant,
 };
 
 use super::{
     MAX_PACKET,
+    board::Board,
     health::Health,
     link::{self, Command, Event, Link, Tag, Will},
 };
@@ -28,7 +30,7 @@ use crate::{
     collect::{Gathered, What},
     config::{self, BrokerUrl},
     delivery::{Ack, Epoch, Limits, Next, Outbox, Tally, topic},
-    journal::{Held, Journal, JournalError},
+    journal::{Bounds, Held, Journal, JournalError, Synced},
     mbus::Trouble,
     moment::Moment,
     payload::{self, Envelope},
@@ -39,7 +41,11 @@ use crate::{
 /// Messages that wait in memory while the journal cannot be written; then the ports wait.
 const MOST_UNWRITTEN: usize = 1000;
 /// Meters whose last state is remembered: far more than a gateway has.
-const MOST_STATES: usize = 1000;
+const MOST_SHOWN: usize = 1000;
+/// What a packet has beside its topic and payload, at most.
+const PACKET_HEADER: usize = 16;
+/// Longest body of a message: what an envelope, topic and header leave of a packet.
+const MOST_BODY: usize = MAX_PACKET - 4096;
 /// How long to wait for the stores' retained acknowledgements before anything is sent again.
 const ACK_GRACE: Duration = Duration::from_secs(2);
 /// Regular interval of `health`, and the shortest one on changes.
@@ -109,8 +115,14 @@ pub struct Gateway {
     unwritten: VecDeque<Accepted>,
     /// Said once, until writing works again.
     write_failed: bool,
+    /// The sync that is under way.
+    syncing: Option<JoinHandle<std::io::Result<Synced>>>,
+    /// Said once, until a sync works again.
+    sync_failed: bool,
+    /// What should stand at the broker.
+    board: Board,
     /// By meter.
-    states: HashMap<String, Retained>,
+    shown: HashMap<String, Shown>,
     /// Where the broker confirms: what is underway.
     underway: HashMap<Tag, (Epoch, u64)>,
     next_tag: Tag,
@@ -121,21 +133,50 @@ pub struct Gateway {
     unconfirmed_said: bool,
 }
 
-/// What stays at the broker of a meter.
+/// What is shown of a meter.
 #[derive(Debug, Default)]
-struct Retained {
-    state: String,
-    /// The quarter-hour of the last `interval`, and what it said.
-    interval: Option<(i64, String)>,
+struct Shown {
+    /// The time of its `state`.
+    at: Option<Moment>,
+    /// How many reports in a row were older than that.
+    older: u32,
+    /// The quarter-hour of its last `interval`.
+    quarter: Option<i64>,
     /// The registers as they were last believed.
     believed: BTreeMap<Register, Decimal>,
+}
+
+impl Shown {
+    /// Whether a report may be shown: never an older one after a newer, unless the newer came from a clock that was
+    /// ahead, or the meter insists: then its clock was set back.
+    fn admits(&mut self, at: Moment, received_at: Moment) -> bool {
+        /// As many as make a doubtful reading believed.
+        const INSISTS: u32 = 10;
+        let older = self.at.is_some_and(|shown| at < shown && shown <= received_at);
+        self.older = if older { self.older.saturating_add(1) } else { 0 };
+        let admitted = !older || self.older >= INSISTS;
+        if admitted {
+            (self.at, self.older) = (Some(at), 0);
+        }
+        admitted
+    }
 }
 
 #[derive(Debug)]
 struct Accepted {
     report: Report<String>,
     received_at: Moment,
-    body: String,
+}
+
+/// What became of a message that was to be handed to the connection.
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    /// It is on its way.
+    Yes,
+    /// The connection takes no more for now.
+    NoRoom,
+    /// No broker would take it.
+    TooLarge,
 }
 
 /// How an event left the gateway.
@@ -161,7 +202,9 @@ impl Gateway {
     /// Opens the journal, under a new epoch.
     pub fn open(settings: Settings) -> Result<Self, JournalError> {
         let epoch = Epoch::from_bits(random_bits());
-        let (journal, held, damage) = Journal::open(&settings.journal.path, epoch, settings.journal.max_bytes)?;
+        let config::Journal { path, max_bytes, keep_free, .. } = &settings.journal;
+        let bounds = Bounds { max_bytes: *max_bytes, keep_free: *keep_free };
+        let (journal, held, damage) = Journal::open(path, epoch, bounds)?;
         for damage in damage {
             tracing::warn!("journal: {damage}");
         }
@@ -188,7 +231,10 @@ impl Gateway {
             crowded: false,
             unwritten: VecDeque::new(),
             write_failed: false,
-            states: HashMap::new(),
+            syncing: None,
+            sync_failed: false,
+            board: Board::default(),
+            shown: HashMap::new(),
             underway: HashMap::new(),
             next_tag: 0,
             health: Health { changed: true, ..Health::default() },
@@ -213,11 +259,7 @@ impl Gateway {
             }
         }
         let numbers = runs.into_iter().rev().flat_map(|(epoch, numbers)| numbers.map(move |seq| (epoch, seq)));
-        let read = |(epoch, seq)| {
-            let record = self.journal.read(epoch, seq).ok().flatten()?;
-            let message = payload::message(&self.envelope(epoch, seq, record.prev), &record.body);
-            Some(payload::Message::from_json(message.as_bytes()).ok()?.report)
-        };
+        let read = |(epoch, seq)| Some(self.journal.read(epoch, seq).ok()??.report);
         numbers.filter_map(read).collect()
     }
 
@@ -258,7 +300,8 @@ impl Gateway {
                 () = room(commands), if self.crowded => {}
                 () = sleep_until(wake), if wake.is_some() => {}
                 _ = second.tick() => self.each_second(),
-                _ = sync.tick() => self.sync(),
+                _ = sync.tick(), if self.syncing.is_none() => self.begin_sync(),
+                result = sync_ended(&mut self.syncing) => self.end_sync(result),
                 Ok(()) = broker.changed(), if self.link.is_none() => {
                     let url = broker.borrow_and_update().clone();
                     self.connect(url);
@@ -304,8 +347,7 @@ impl Gateway {
                         let suspect = report.readings.iter().filter(|reading| reading.suspect.is_some()).count();
                         self.health.suspect = self.health.suspect.saturating_add(suspect as u64);
                         self.health.changed |= suspect > 0;
-                        let body = payload::body(&report, received_at);
-                        self.unwritten.push_back(Accepted { report, received_at, body });
+                        self.accept(report, received_at);
                     }
                 }
                 What::Rejected(rejected) => {
@@ -390,54 +432,63 @@ impl Gateway {
         self.health.changed = true;
     }
 
+    /// Takes a report on its way, in parts where one message could not carry it.
+    fn accept(&mut self, report: Report<String>, received_at: Moment) {
+        let (parts, refused) = payload::parts(report, received_at, MOST_BODY);
+        if refused > 0 {
+            tracing::error!("{refused} readings or texts are each longer than a message may be, and are left out");
+            self.health.lost = self.health.lost.saturating_add(refused);
+            self.health.changed = true;
+        }
+        self.unwritten.extend(parts.into_iter().map(|report| Accepted { report, received_at }));
+    }
+
     /// Writes what waits to the journal, and sends it live.
     fn write(&mut self) {
-        if self.unwritten.is_empty() {
-            return;
-        }
-        let messages: Vec<(&str, &str)> =
-            self.unwritten.iter().map(|accepted| (accepted.report.meter.as_str(), accepted.body.as_str())).collect();
-        let numbers = match self.journal.append(&messages) {
-            Ok(numbers) => numbers,
-            Err(error) => {
-                if !self.write_failed {
-                    tracing::error!(
-                        "journal {}: cannot be written: {error}; messages wait in memory: free disk space, or see why the disk fails",
-                        self.settings.journal.path.display()
-                    );
+        while !self.unwritten.is_empty() {
+            let waiting = self.unwritten.iter().map(|accepted| (&accepted.report, accepted.received_at));
+            let (numbers, result) = self.journal.append(waiting);
+            self.health.messages = self.health.messages.saturating_add(numbers.len() as u64);
+            for (seq, prev) in numbers {
+                let Some(accepted) = self.unwritten.pop_front() else { break };
+                self.outbox.accepted(seq);
+                if self.settings.live {
+                    self.send_live(&accepted, seq, prev);
                 }
-                self.write_failed = true;
-                return;
             }
-        };
-        if self.write_failed {
-            tracing::info!("journal: can be written again");
-            self.write_failed = false;
-        }
-        self.health.messages = self.health.messages.saturating_add(numbers.len() as u64);
-        let accepted: Vec<Accepted> = self.unwritten.drain(..).collect();
-        for (accepted, (seq, prev)) in accepted.into_iter().zip(numbers) {
-            self.outbox.accepted(seq);
-            if self.settings.live {
-                self.send_live(&accepted, seq, prev);
+            match result {
+                Ok(()) if self.write_failed => {
+                    tracing::info!("journal: can be written again");
+                    self.write_failed = false;
+                    self.health.changed = true;
+                }
+                Ok(()) => {}
+                // The disk is full: the oldest go. Only what is written now cannot make room.
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull && self.give_up_oldest() => {}
+                Err(error) => {
+                    if !self.write_failed {
+                        tracing::error!(
+                            "journal {}: cannot be written: {error}; messages wait in memory, and then the ports wait: free disk space, or see why the disk fails",
+                            self.settings.journal.path.display()
+                        );
+                        self.health.changed = true;
+                    }
+                    self.write_failed = true;
+                    return;
+                }
             }
         }
         self.trim();
+        if self.syncing.is_none() && self.journal.is_sync_due() {
+            self.begin_sync();
+        }
     }
 
     fn trim(&mut self) {
         loop {
-            match self.journal.trim() {
-                Ok(Some(held)) => {
-                    let lost = self.outbox.gave_up(held.epoch, held.first);
-                    if lost > 0 {
-                        tracing::error!(
-                            "journal: full; {lost} messages that no store had confirmed are lost: see why the stores do not confirm, or raise [journal] max-bytes"
-                        );
-                        self.health.lost = self.health.lost.saturating_add(lost);
-                        self.health.changed = true;
-                    }
-                }
+            let gone = self.journal.trim(|held| self.outbox.is_confirmed(held.epoch, held.first..=held.last));
+            match gone {
+                Ok(Some(held)) => self.gave_up(held),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!("journal: the oldest segment cannot be removed: {error}");
@@ -447,32 +498,65 @@ impl Gateway {
         }
     }
 
+    /// Makes room where the disk is full. False when there is none to be made.
+    fn give_up_oldest(&mut self) -> bool {
+        let gone = self.journal.give_up_oldest(|held| self.outbox.is_confirmed(held.epoch, held.first..=held.last));
+        match gone {
+            Ok(Some(held)) => {
+                self.gave_up(held);
+                true
+            }
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    fn gave_up(&mut self, held: Held) {
+        let lost = self.outbox.gave_up(held.epoch, held.first..=held.last);
+        if lost > 0 {
+            tracing::error!(
+                "journal: full; {lost} messages that no store had confirmed are lost: see why the stores do not confirm, free disk space, or raise [journal] max-bytes"
+            );
+            self.health.lost = self.health.lost.saturating_add(lost);
+            self.health.changed = true;
+        }
+    }
+
     fn send_live(&mut self, accepted: &Accepted, seq: u64, prev: u64) {
-        let Accepted { report, received_at, body } = accepted;
-        let quarter = report.measured_at.unwrap_or(*received_at).quarter();
-        if self.states.len() >= MOST_STATES && !self.states.contains_key(&report.meter) {
-            self.states.clear();
-        }
-        let retained = self.states.entry(report.meter.clone()).or_default();
-        let state = payload::state(report, *received_at, &mut retained.believed);
-        retained.state.clone_from(&state);
-        // The first telegram of a quarter-hour; a clock that steps back does not make another.
-        let interval = retained.interval.as_ref().is_none_or(|(last, _)| quarter > *last);
-        if interval {
-            retained.interval = Some((quarter, state.clone()));
-        }
+        let Accepted { report, received_at } = accepted;
+        self.show(report, *received_at);
         if !self.connected {
             return;
         }
         let envelope = self.envelope(self.epoch, seq, prev);
-        if self.send_message(topic::Stream::Telegram, &report.meter, &envelope, body) {
+        let body = payload::body(report, *received_at);
+        if self.send_message(topic::Stream::Telegram, &report.meter, &envelope, &body) == Sent::Yes {
             let now = self.now();
             self.outbox.went_live(seq, now);
         }
-        self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "state"), state.clone());
-        if interval {
-            self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "interval"), state);
+    }
+
+    /// Brings `state` and `interval` of a meter up to date.
+    fn show(&mut self, report: &Report<String>, received_at: Moment) {
+        let at = report.measured_at.unwrap_or(received_at);
+        if self.shown.len() >= MOST_SHOWN && !self.shown.contains_key(&report.meter) {
+            self.shown.clear();
         }
+        if !self.shown.contains_key(&report.meter) {
+            self.shown.insert(report.meter.clone(), Shown::default());
+        }
+        let Some(shown) = self.shown.get_mut(&report.meter) else { return };
+        if !shown.admits(at, received_at) {
+            return;
+        }
+        let state = payload::state(report, received_at, &mut shown.believed);
+        // The first telegram of a quarter-hour; a clock that steps back does not make another.
+        let quarter = at.quarter();
+        let interval = shown.quarter.is_none_or(|last| quarter > last);
+        if interval {
+            shown.quarter = Some(quarter);
+            self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "interval"), state.clone());
+        }
+        self.retain(topic::of_meter(self.base(), &self.settings.id, &report.meter, "state"), state);
     }
 
     fn base(&self) -> &str {
@@ -483,37 +567,44 @@ impl Gateway {
         Envelope { gateway: self.settings.id.to_string(), epoch, seq, prev, first: self.outbox.first(epoch).max(1) }
     }
 
-    /// Hands a message to the connection. False when there is no room, or it is larger than any broker
-    /// would take.
-    fn send_message(&mut self, stream: topic::Stream, meter: &str, envelope: &Envelope, body: &str) -> bool {
+    /// Hands a message to the connection, if there is room.
+    fn send_message(&mut self, stream: topic::Stream, meter: &str, envelope: &Envelope, body: &str) -> Sent {
         let topic = topic::of_meter(self.base(), &self.settings.id, meter, stream.name());
         let payload = payload::message(envelope, body);
-        if payload.len().saturating_add(topic.len()).saturating_add(16) > MAX_PACKET {
-            return false;
+        if payload.len().saturating_add(topic.len()).saturating_add(PACKET_HEADER) > MAX_PACKET {
+            return Sent::TooLarge;
         }
         let tag = self.settings.stores.is_empty().then(|| {
             self.next_tag = self.next_tag.wrapping_add(1);
             self.next_tag
         });
-        let Some(link) = &self.link else { return false };
-        let sent = link.commands.try_send(Command::Publish { topic, payload, retain: false, tag }).is_ok();
-        if let (true, Some(tag)) = (sent, tag) {
+        let Some(link) = &self.link else { return Sent::NoRoom };
+        if link.commands.try_send(Command::Publish { topic, payload, retain: false, tag }).is_err() {
+            return Sent::NoRoom;
+        }
+        if let Some(tag) = tag {
             self.underway.insert(tag, (envelope.epoch, envelope.seq));
         }
-        sent
+        Sent::Yes
     }
 
-    /// Publishes something that is only ever worth its last value: dropped when there is no room.
-    fn retain(&self, topic: String, payload: String) {
-        if let (Some(link), true) = (&self.link, self.connected) {
-            let _ = link.commands.try_send(Command::Publish { topic, payload, retain: true, tag: None });
-        }
+    /// Publishes something of which only the last value is worth anything.
+    fn retain(&mut self, topic: String, payload: String) {
+        self.board.set(topic, payload);
     }
 
-    /// Sends through the backlog as long as there is room and reason.
+    /// Sends what there is room and reason for: first what is shown, then the backlog, which leaves half of the room to
+    /// what is live.
     fn pump(&mut self) {
         (self.wake, self.crowded) = (None, false);
-        while self.connected {
+        let Some(link) = self.link.as_ref().filter(|_| self.connected) else { return };
+        let commands = link.commands.clone();
+        self.board.tell(|topic, payload| {
+            let (topic, payload) = (topic.to_owned(), payload.to_owned());
+            commands.try_send(Command::Publish { topic, payload, retain: true, tag: None }).is_ok()
+        });
+        self.crowded = !self.board.is_told();
+        loop {
             let now = self.now();
             if now < self.not_before {
                 self.wake = Some(self.not_before);
@@ -524,7 +615,7 @@ impl Gateway {
                     self.wake = until;
                     return;
                 }
-                Next::Send { .. } if self.link.as_ref().is_none_or(|link| link.commands.capacity() == 0) => {
+                Next::Send { .. } if commands.capacity() <= link::ROOM / 2 => {
                     self.crowded = true;
                     return;
                 }
@@ -540,11 +631,15 @@ impl Gateway {
             Err(error) => return self.lose(epoch, seq, &error.to_string()),
         };
         let envelope = self.envelope(epoch, seq, record.prev);
-        if !self.send_message(topic::Stream::Backlog, &record.meter, &envelope, &record.body) {
-            return self.lose(epoch, seq, "it is larger than a packet may be");
+        let body = payload::body(&record.report, record.received_at);
+        match self.send_message(topic::Stream::Backlog, &record.report.meter, &envelope, &body) {
+            Sent::Yes => {
+                let now = self.now();
+                self.outbox.sent(epoch, seq, body.len(), now, random_bits() as u32);
+            }
+            Sent::TooLarge => self.lose(epoch, seq, "it is larger than a packet may be"),
+            Sent::NoRoom => self.crowded = true,
         }
-        let now = self.now();
-        self.outbox.sent(epoch, seq, record.body.len(), now, random_bits() as u32);
     }
 
     fn lose(&mut self, epoch: Epoch, seq: u64, reason: &str) {
@@ -600,14 +695,9 @@ impl Gateway {
             let _ = link.commands.try_send(Command::Subscribe(topics));
         }
         tracing::info!("connected to the broker as gateway {id}");
+        self.board.forget_told();
         if self.settings.live {
             self.retain(topic::of_gateway(&base, &id, "status"), "online".into());
-            for (meter, Retained { state, interval, .. }) in &self.states {
-                self.retain(topic::of_meter(&base, &id, meter, "state"), state.clone());
-                if let Some((_, state)) = interval {
-                    self.retain(topic::of_meter(&base, &id, meter, "interval"), state.clone());
-                }
-            }
             self.health.changed = true;
             self.health.said = None;
         }
@@ -676,16 +766,42 @@ impl Gateway {
         }
     }
 
-    fn sync(&mut self) {
-        match self.journal.sync_file() {
-            // Not here: a slow card would hold everything up.
-            Ok(Some(file)) => drop(tokio::task::spawn_blocking(move || {
-                if let Err(error) = file.sync_data() {
-                    tracing::error!("journal: cannot be synced: {error}; is the disk failing?");
-                }
-            })),
+    /// Begins to make durable what was written. Not here: a slow card would hold everything up.
+    fn begin_sync(&mut self) {
+        match self.journal.begin_sync() {
+            Ok(Some(sync)) => self.syncing = Some(tokio::task::spawn_blocking(|| sync.run())),
             Ok(None) => {}
-            Err(error) => tracing::error!("journal: cannot be synced: {error}"),
+            Err(error) => self.end_sync(Err(error)),
+        }
+    }
+
+    fn end_sync(&mut self, result: std::io::Result<Synced>) {
+        self.syncing = None;
+        let error = match result {
+            Ok(synced) => {
+                self.journal.synced(&synced);
+                if self.sync_failed {
+                    tracing::info!("journal: what was written is durable again");
+                    self.sync_failed = false;
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        if !self.sync_failed {
+            tracing::error!(
+                "journal {}: cannot be synced: {error}; what was not durable is written again, into a new segment. Is the disk failing?",
+                self.settings.journal.path.display()
+            );
+            self.sync_failed = true;
+        }
+        self.health.sync_failures = self.health.sync_failures.saturating_add(1);
+        self.health.changed = true;
+        match self.journal.write_again() {
+            // Once at once: it may have been the one place. Then at the usual intervals.
+            Ok(()) if self.health.sync_failures.is_multiple_of(2) => {}
+            Ok(()) => self.begin_sync(),
+            Err(error) => tracing::error!("journal: cannot be written again: {error}"),
         }
     }
 
@@ -697,6 +813,32 @@ impl Gateway {
             *progress = (depth, Instant::now());
         }
         depth == 0 || progress.1.elapsed() >= patience
+    }
+
+    /// Makes everything durable that was accepted, within the time that a stop has.
+    async fn sync_at_last(&mut self) {
+        /// Longer than a disk takes that works, and short enough for a stop of the whole within 5 s.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let sync = async {
+            if self.syncing.is_some() {
+                let result = sync_ended(&mut self.syncing).await;
+                self.end_sync(result);
+            }
+            // A second time if the first one fails.
+            for _ in 0..2 {
+                if self.syncing.is_none() {
+                    self.begin_sync();
+                }
+                if self.syncing.is_none() {
+                    return;
+                }
+                let result = sync_ended(&mut self.syncing).await;
+                self.end_sync(result);
+            }
+        };
+        if tokio::time::timeout(PATIENCE, sync).await.is_err() {
+            tracing::error!("journal: the disk does not answer; what was written last may not survive a power cut");
+        }
     }
 
     async fn close(mut self) -> Summary {
@@ -711,16 +853,20 @@ impl Gateway {
                 async { while !matches!(link.events.recv().await, None | Some(Event::Disconnected { .. })) {} };
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
-        if let Ok(Some(file)) = self.journal.sync_file()
-            && let Err(error) = file.sync_data()
-        {
-            tracing::error!("journal: cannot be synced: {error}");
-        }
+        self.sync_at_last().await;
         Summary {
             messages: self.health.messages,
             acknowledged: self.outbox.confirmed(),
             tally: self.outbox.tally().unwrap_or_default(),
         }
+    }
+}
+
+/// Resolves when the sync that is under way has ended.
+async fn sync_ended(syncing: &mut Option<JoinHandle<std::io::Result<Synced>>>) -> std::io::Result<Synced> {
+    match syncing {
+        Some(sync) => sync.await.unwrap_or_else(|error| Err(std::io::Error::other(error))),
+        None => std::future::pending().await,
     }
 }
 
@@ -731,10 +877,10 @@ async fn next_event(link: &mut Option<Link>) -> Option<Event> {
     }
 }
 
-/// Resolves when the connection takes another command.
+/// Resolves when the connection has room for the backlog.
 async fn room(commands: Option<mpsc::Sender<Command>>) {
     match commands {
-        Some(commands) => drop(commands.reserve().await),
+        Some(commands) => drop(commands.reserve_many(link::ROOM / 2 + 1).await),
         None => std::future::pending().await,
     }
 }
@@ -754,4 +900,28 @@ pub fn random_bits() -> u128 {
         return Timestamp::now().as_nanosecond().unsigned_abs();
     }
     u128::from_ne_bytes(bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Moment {
+        Moment::from_millis(1_795_287_600_000 + seconds * 1000, 60).unwrap()
+    }
+
+    #[test]
+    fn state_never_steps_back_unless_the_clock_was_ahead_or_the_meter_insists() {
+        let mut shown = Shown::default();
+        assert!(shown.admits(at(10), at(10)) && shown.admits(at(11), at(11)) && shown.admits(at(11), at(12)));
+        assert!(!shown.admits(at(9), at(13)) && !shown.admits(at(10), at(14)));
+        assert!(shown.admits(at(15), at(15)));
+        // Ten in a row: its clock was set back.
+        for seconds in 1..10 {
+            assert!(!shown.admits(at(seconds), at(20)));
+        }
+        assert!(shown.admits(at(10), at(20)) && shown.admits(at(11), at(21)));
+        // The clock behind what is shown was ahead of this one.
+        assert!(shown.admits(at(5000), at(22)) && shown.admits(at(23), at(23)));
+    }
 }

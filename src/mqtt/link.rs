@@ -31,6 +31,9 @@ use crate::config::{self, BrokerUrl};
 /// Publishes underway to the broker at once.
 const INFLIGHT: u16 = 100;
 
+/// Commands that wait for the connection.
+pub(super) const ROOM: usize = 64;
+
 /// Before the first attempt to connect again; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// A connection that stood this long was a good one.
@@ -133,7 +136,7 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Wi
         options.set_transport(Transport::tls_with_config(tls(settings)?));
     }
     let (client, event_loop) = AsyncClient::new(options, usize::from(INFLIGHT));
-    let (commands, commands_in) = mpsc::channel(64);
+    let (commands, commands_in) = mpsc::channel(ROOM);
     let (events_out, events) = mpsc::channel(256);
     let broker = url.to_string();
     tokio::spawn(async move {

@@ -6,6 +6,7 @@
 //!
 //! Protocol version 3.1.1, QoS 1, clean sessions: no queue of a broker is relied on.
 
+mod board;
 pub mod broker;
 pub mod gateway;
 mod health;
