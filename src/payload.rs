@@ -16,7 +16,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    delivery::Epoch,
+    delivery::{Epoch, MOST_MISSING, Ranges},
     moment::Moment,
     reading::{self, Clock, Event, Function, Medium, Qualifiers, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
@@ -38,6 +38,9 @@ pub struct Envelope {
     pub prev: u64,
     /// The lowest number of the epoch that the gateway still holds.
     pub first: u64,
+    /// Numbers above `first` that it no longer holds, as far as some store does not know: at most
+    /// [`MOST_MISSING`] ranges, left out where there are none.
+    pub missing: Ranges,
 }
 
 /// A message as it arrives.
@@ -71,11 +74,19 @@ pub fn body(report: &Report<String>, received_at: Moment) -> String {
 
 /// A whole message: the envelope before a [`body`].
 pub fn message(envelope: &Envelope, body: &str) -> String {
-    let Envelope { gateway, epoch, seq, prev, first } = envelope;
+    let Envelope { gateway, epoch, seq, prev, first, missing } = envelope;
     let mut json = String::with_capacity(body.len().saturating_add(192));
     let _ = write!(json, "{{\"schema\":{SCHEMA},\"gateway\":");
     string(&mut json, gateway);
     let _ = write!(json, ",\"epoch\":\"{epoch}\",\"seq\":{seq},\"prev\":{prev},\"first\":{first},");
+    if !missing.is_empty() {
+        json.push_str("\"missing\":");
+        let pair = |json: &mut String, (from, to): &(u64, u64)| {
+            let _ = write!(json, "[{from},{to}]");
+        };
+        list(&mut json, '[', missing.pairs().get(..MOST_MISSING).unwrap_or(missing.pairs()), pair, ']');
+        json.push(',');
+    }
     json.push_str(body);
     json
 }
@@ -299,6 +310,8 @@ struct WireEnvelope<'a> {
     seq: u64,
     prev: u64,
     first: u64,
+    #[serde(default)]
+    missing: Vec<(u64, u64)>,
 }
 
 #[derive(Deserialize)]
@@ -409,11 +422,19 @@ impl Envelope {
     pub fn from_json(json: &[u8]) -> Result<(u32, Self), Refused> {
         let wire: WireEnvelope<'_> = serde_json::from_slice(json).map_err(malformed)?;
         let epoch = Epoch::from_text(&wire.epoch).ok_or_else(|| bad("epoch", &wire.epoch))?;
-        let WireEnvelope { schema, gateway, seq, prev, first, .. } = wire;
+        let WireEnvelope { schema, gateway, seq, prev, first, missing, .. } = wire;
         if first == 0 || first > seq || prev >= seq {
             return Err(Refused::Malformed(format!("first {first}, prev {prev} and seq {seq} contradict each other")));
         }
-        Ok((schema, Self { gateway: gateway.into_owned(), epoch, seq, prev, first }))
+        let in_order = missing.iter().try_fold(first, |below, &(from, to)| (below < from && from <= to).then_some(to));
+        let here = |&(from, to): &(u64, u64)| from <= seq && seq <= to;
+        if missing.len() > MOST_MISSING || in_order.is_none() || missing.iter().any(here) {
+            return Err(Refused::Malformed(format!(
+                "missing is not at most {MOST_MISSING} ascending ranges above first {first} and without seq {seq}"
+            )));
+        }
+        let missing = Ranges::from_pairs(missing);
+        Ok((schema, Self { gateway: gateway.into_owned(), epoch, seq, prev, first, missing }))
     }
 }
 
@@ -526,9 +547,14 @@ mod tests {
         }
     }
 
+    fn envelope() -> Envelope {
+        let epoch = Epoch::from_bits(7);
+        Envelope { gateway: "gw-1".into(), epoch, seq: 42, prev: 41, first: 1, missing: Ranges::new() }
+    }
+
     #[test]
     fn reads_what_it_writes() {
-        let envelope = Envelope { gateway: "gw-1".into(), epoch: Epoch::from_bits(7), seq: 42, prev: 41, first: 1 };
+        let envelope = Envelope { missing: Ranges::from_pairs([(3, 3), (40, 41), (50, 60)]), ..envelope() };
         let received_at = "2026-11-21T19:00:00.123Z".parse().unwrap();
         let json = message(&envelope, &body(&report(), received_at));
         let read = Message::from_json(json.as_bytes()).unwrap();
@@ -581,7 +607,7 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_and_still_knows_the_number() {
-        let envelope = Envelope { gateway: "gw-1".into(), epoch: Epoch::from_bits(7), seq: 42, prev: 41, first: 1 };
+        let envelope = envelope();
         let good = message(&envelope, &body(&report(), "2026-11-21T19:00:00.123Z".parse().unwrap()));
         let refused = |from: &str, to: &str| Message::from_json(good.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert_eq!(refused("\"schema\":1", "\"schema\":2"), Refused::NewerSchema(2));
@@ -590,6 +616,30 @@ mod tests {
         assert!(matches!(refused("\"first\":1", "\"first\":43"), Refused::Malformed(_)));
         let broken = good.replacen("\"gateway\",\"received", "\"sundial\",\"received", 1);
         assert_eq!(Envelope::from_json(broken.as_bytes()).unwrap(), (1, envelope));
+    }
+
+    #[test]
+    fn what_is_missing_is_bounded_ordered_and_never_the_message_itself() {
+        let good = message(&envelope(), &body(&report(), "2026-11-21T19:00:00.123Z".parse().unwrap()));
+        assert!(!good.contains("missing"));
+        let read = |missing: &str| {
+            let json = good.replacen("\"first\":1,", &format!("\"first\":1,\"missing\":{missing},"), 1);
+            Envelope::from_json(json.as_bytes()).map(|(_, envelope)| envelope.missing.pairs().to_vec())
+        };
+        assert_eq!(read("[[2,3],[4,41]]"), Ok(vec![(2, 41)]));
+        let ranges: Vec<(u64, u64)> = (0..MOST_MISSING as u64).map(|n| (100 + 2 * n, 100 + 2 * n)).collect();
+        assert_eq!(read(&serde_json::to_string(&ranges).unwrap()), Ok(ranges.clone()));
+        let more: Vec<_> = ranges.into_iter().chain([(1000, 1000)]).collect();
+        let more = serde_json::to_string(&more).unwrap();
+        let end = u64::MAX;
+        for wrong in
+            [&more, "[[1,1]]", "[[5,4]]", "[[5,6],[6,7]]", "[[9,9],[3,3]]", "[[40,42]]", &format!("[[2,{end}]]")]
+        {
+            assert!(matches!(read(wrong), Err(Refused::Malformed(_))), "{wrong}");
+        }
+        for wrong in ["[[-1,2]]", "[[2]]", "[2,3]", "{}", "null"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

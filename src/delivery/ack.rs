@@ -12,7 +12,7 @@ use super::{Epoch, Ranges};
 const SCHEMA: u32 = 1;
 
 /// An acknowledgement: what one generation of one store has of one gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ack {
     /// The store's id.
     pub store: String,
@@ -23,7 +23,7 @@ pub struct Ack {
 }
 
 /// What a store has of one epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EpochAck {
     /// Which epoch.
     pub epoch: Epoch,
@@ -38,7 +38,7 @@ pub struct EpochAck {
 }
 
 /// What became of the messages of an epoch, each counted once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// Written as a new row.
     #[serde(default)]

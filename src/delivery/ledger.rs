@@ -2,12 +2,13 @@
 
 use super::{Epoch, EpochAck, Ranges, Tally};
 
-/// Most separate ranges beyond `through` that a ledger keeps. What is dropped above is acknowledged
-/// again when it comes again: rows are idempotent, so that costs traffic and loses nothing.
+/// Most separate ranges of either kind that a ledger keeps. What has arrived is forgotten from above,
+/// and what is lost runs together where it is closest: some that arrived then count as lost. Both are
+/// sent again if the gateway still has them, and rows are idempotent: that costs traffic and loses nothing.
 const MOST_RANGES: usize = 256;
 
-/// What a store has of one epoch of one gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What a store has of one epoch of one gateway. Each number up to `through` has arrived or is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Ledger {
     through: u64,
     have: Ranges,
@@ -33,36 +34,34 @@ impl Ledger {
         ledger
     }
 
-    /// Takes note that `seq` arrived, and that the gateway's journal begins at `first`: what lies
-    /// between is gone there and is recorded as lost.
-    pub fn arrive(&mut self, seq: u64, first: u64) -> Arrival {
-        if first > self.through.saturating_add(1) {
-            let mut missing = self.through.saturating_add(1);
-            while missing < first {
-                if let Some(end) = self.have.run_at(missing) {
-                    missing = end.saturating_add(1);
-                    continue;
-                }
-                let next = self.have.pairs().iter().map(|&(begin, _)| begin).find(|&begin| begin > missing);
-                let end = next.unwrap_or(first).min(first).saturating_sub(1);
-                self.lost.insert(missing, end);
-                missing = end.saturating_add(1);
-            }
-            self.through = first.saturating_sub(1);
-            self.have.remove_through(self.through);
-            self.lost.truncate(MOST_RANGES);
-            self.advance();
+    /// Takes note that `seq` arrived, and that the gateway's journal begins at `first` and no longer holds
+    /// `missing`: what never arrived of that is recorded as lost.
+    ///
+    /// What was lost may arrive all the same, from a journal that was restored from an older copy or from a
+    /// second one. It is new then, and no longer lost.
+    pub fn arrive(&mut self, seq: u64, first: u64, missing: &Ranges) -> Arrival {
+        self.lose(1, first.saturating_sub(1));
+        for &(from, to) in missing.pairs() {
+            self.lose(from, to);
         }
-        if seq <= self.through || !self.have.insert(seq, seq) {
-            return Arrival::Again;
-        }
+        let found = self.lost.remove(seq, seq);
+        let beyond = seq > self.through && self.have.insert(seq, seq);
         self.advance();
         self.have.truncate(MOST_RANGES);
-        Arrival::New
+        self.lost.blur(MOST_RANGES);
+        if found || beyond { Arrival::New } else { Arrival::Again }
+    }
+
+    /// Records as lost what never arrived of the numbers from `from` to `to`.
+    fn lose(&mut self, from: u64, to: u64) {
+        for (from, to) in self.have.gaps(from.max(self.through.saturating_add(1)), to) {
+            self.lost.insert(from, to);
+        }
     }
 
     fn advance(&mut self) {
-        if let Some(end) = self.have.run_at(self.through.saturating_add(1)) {
+        let settled = |number| self.have.run_at(number).or_else(|| self.lost.run_at(number));
+        while let Some(end) = settled(self.through.saturating_add(1)).filter(|&end| end > self.through) {
             self.through = end;
         }
         self.have.remove_through(self.through);
@@ -78,7 +77,7 @@ impl Ledger {
         &self.have
     }
 
-    /// What never arrived and is gone at the gateway.
+    /// What never arrived and is gone at the gateway, below `through` and beyond.
     pub fn lost(&self) -> &Ranges {
         &self.lost
     }
@@ -97,20 +96,20 @@ mod tests {
     fn in_order_only_the_watermark_moves() {
         let mut ledger = Ledger::default();
         for seq in 1..=5 {
-            assert_eq!(ledger.arrive(seq, 1), Arrival::New);
+            assert_eq!(ledger.arrive(seq, 1, &Ranges::new()), Arrival::New);
         }
         assert_eq!((ledger.through(), ledger.have().is_empty()), (5, true));
-        assert_eq!(ledger.arrive(3, 1), Arrival::Again);
+        assert_eq!(ledger.arrive(3, 1, &Ranges::new()), Arrival::Again);
     }
 
     #[test]
     fn a_hole_holds_the_watermark_until_it_is_filled() {
         let mut ledger = Ledger::default();
         for seq in [1, 2, 5, 4] {
-            ledger.arrive(seq, 1);
+            ledger.arrive(seq, 1, &Ranges::new());
         }
         assert_eq!((ledger.through(), ledger.have().pairs()), (2, &[(4, 5)][..]));
-        ledger.arrive(3, 1);
+        ledger.arrive(3, 1, &Ranges::new());
         assert_eq!((ledger.through(), ledger.have().is_empty()), (5, true));
     }
 
@@ -118,9 +117,9 @@ mod tests {
     fn what_the_journal_no_longer_holds_is_lost_except_what_arrived() {
         let mut ledger = Ledger::default();
         for seq in [1, 2, 6, 7, 12] {
-            ledger.arrive(seq, 1);
+            ledger.arrive(seq, 1, &Ranges::new());
         }
-        assert_eq!(ledger.arrive(11, 10), Arrival::New);
+        assert_eq!(ledger.arrive(11, 10, &Ranges::new()), Arrival::New);
         assert_eq!(ledger.lost().pairs(), [(3, 5), (8, 9)]);
         assert_eq!((ledger.through(), ledger.have().pairs()), (9, &[(11, 12)][..]));
     }
@@ -129,8 +128,58 @@ mod tests {
     fn scattered_numbers_cannot_grow_it_without_bound() {
         let mut ledger = Ledger::default();
         for seq in 1..10_000 {
-            ledger.arrive(seq * 2, 1);
+            ledger.arrive(seq * 2, 1, &Ranges::new());
         }
         assert_eq!(ledger.have().pairs().len(), MOST_RANGES);
+    }
+
+    #[test]
+    fn what_is_missing_above_first_is_lost_except_what_arrived() {
+        let mut ledger = Ledger::default();
+        for seq in [1, 4] {
+            ledger.arrive(seq, 1, &Ranges::new());
+        }
+        ledger.arrive(9, 1, &Ranges::from_pairs([(3, 4), (6, 7)]));
+        assert_eq!((ledger.through(), ledger.lost().pairs()), (1, &[(3, 3), (6, 7)][..]));
+        ledger.arrive(2, 1, &Ranges::new());
+        assert_eq!(ledger.through(), 4);
+        for seq in [5, 8] {
+            ledger.arrive(seq, 1, &Ranges::new());
+        }
+        assert_eq!((ledger.through(), ledger.have().is_empty()), (9, true));
+    }
+
+    #[test]
+    fn what_was_lost_and_arrives_all_the_same_is_new() {
+        let mut ledger = Ledger::default();
+        ledger.arrive(9, 5, &Ranges::from_pairs([(7, 7)]));
+        for seq in [2, 7] {
+            assert_eq!(ledger.arrive(seq, 1, &Ranges::new()), Arrival::New);
+            assert_eq!(ledger.arrive(seq, 1, &Ranges::new()), Arrival::Again);
+        }
+        assert_eq!((ledger.through(), ledger.lost().pairs()), (4, &[(1, 1), (3, 4)][..]));
+        // Whoever does not hold it says so again: it stays.
+        ledger.arrive(10, 5, &Ranges::from_pairs([(7, 7)]));
+        assert_eq!(ledger.lost().pairs(), [(1, 1), (3, 4)]);
+    }
+
+    #[test]
+    fn more_losses_than_it_keeps_never_make_a_message_pass_for_arrived() {
+        let mut ledger = Ledger::default();
+        let last = 4 * MOST_RANGES as u64 + 1;
+        for seq in (1..=last).step_by(2) {
+            ledger.arrive(seq, 1, &Ranges::from_pairs([(seq.saturating_sub(1).max(1), seq.saturating_sub(1))]));
+        }
+        assert_eq!((ledger.through(), ledger.lost().pairs().len()), (last, MOST_RANGES));
+        assert_eq!(ledger.arrive(2, 1, &Ranges::new()), Arrival::New);
+        assert_eq!(ledger.arrive(last - 1, 1, &Ranges::new()), Arrival::New);
+    }
+
+    #[test]
+    fn the_ends_of_the_number_line_are_safe() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.arrive(u64::MAX, u64::MAX, &Ranges::from_pairs([(0, u64::MAX)])), Arrival::New);
+        assert_eq!(ledger.through(), u64::MAX);
+        assert_eq!(ledger.arrive(u64::MAX, 1, &Ranges::new()), Arrival::Again);
     }
 }

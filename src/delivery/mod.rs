@@ -11,6 +11,7 @@
 mod ack;
 mod ledger;
 mod outbox;
+mod outstanding;
 mod ranges;
 pub mod topic;
 
@@ -20,6 +21,10 @@ pub use ack::{Ack, EpochAck, Tally};
 pub use ledger::{Arrival, Ledger};
 pub use outbox::{AckEffect, Limits, Next, Outbox};
 pub use ranges::Ranges;
+
+/// Most ranges of missing numbers that one message tells of. A store that has recorded them hears of the
+/// next with the next message.
+pub const MOST_MISSING: usize = 16;
 
 /// One run of a gateway: 128 random bits, new at every start, with no order in them.
 /// Printed and read as 32 lower-case hex digits.

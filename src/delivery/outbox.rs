@@ -1,7 +1,8 @@
 //! The gateway's side: what each store has confirmed, and what to send next.
 //!
-//! Enters: what the journal holds, what was published, what stores acknowledge, and the time. Leaves:
-//! the number of the next message to send through the backlog, or how long to wait.
+//! Enters: what the journal holds and what it no longer does, what was published, what stores
+//! acknowledge, and the time. Leaves: the number of the next message to send through the backlog, or how
+//! long to wait; and what a message must say of the numbers that are gone.
 //!
 //! A message needs sending when some listed store has not confirmed it, unless it was published live
 //! less than [`Limits::patience`] ago. What was sent is outstanding until confirmed. While
@@ -9,17 +10,31 @@
 //! only the oldest is, at growing intervals, so that a dead store costs next to nothing. A broken
 //! connection, or a store that comes back, starts over with everything outstanding.
 //!
+//! A number is settled with a store when it has arrived there or is recorded there as lost. Only what
+//! has arrived is confirmed: what a store calls lost and the journal holds after all is sent. A number
+//! that the journal no longer holds is told ([`Outbox::first`], [`Outbox::missing`]) with each message of
+//! its run until every listed store has settled it; if all of those are confirmed, the highest is sent
+//! once more to tell it. Of a run of which nothing is left nobody can tell, and nobody needs to: it is
+//! counted as lost here, and a number that is in no journal keeps nothing from being freed.
+//!
 //! With no store listed, the broker's PUBACK confirms: then the promise ends at the broker.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
     time::Duration,
 };
 
-use super::{Ack, Epoch, Ranges, Tally};
+use super::{
+    Ack, Epoch, MOST_MISSING, Ranges, Tally,
+    outstanding::{Key, Outstanding},
+};
 
+/// Most separate ranges that are remembered of what a store has of an epoch. It acknowledges far fewer;
+/// what is forgotten is sent again.
+const MOST_RANGES: usize = 1024;
 /// How much is sent before it is confirmed, and how long to wait.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Most messages outstanding.
     pub messages: usize,
@@ -59,7 +74,7 @@ pub enum Next {
 /// What an acknowledgement did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AckEffect {
-    /// Messages that are newly confirmed by all listed stores.
+    /// Messages held that are newly confirmed by all listed stores.
     pub confirmed: u64,
     /// The store began a new generation: what it had confirmed is forgotten.
     pub forgotten: bool,
@@ -68,20 +83,20 @@ pub struct AckEffect {
 }
 
 /// See the module. Times are since the gateway started.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Outbox {
     limits: Limits,
     /// The ids of the listed stores.
     stores: Vec<String>,
     generations: Vec<Option<String>>,
-    /// Oldest first; the last is the current one.
-    runs: Vec<Run>,
+    /// Oldest first; the last is the current one. Others leave when nothing of them is held.
+    runs: BTreeMap<u64, Run>,
+    orders: BTreeMap<Epoch, u64>,
     /// Of the current run, published live and within patience: number and time, ascending.
     live: VecDeque<(u64, Duration)>,
-    outstanding: VecDeque<Sent>,
-    outstanding_bytes: usize,
-    /// Everything before is confirmed, live or outstanding: index into `runs`, and number.
-    cursor: (usize, u64),
+    outstanding: Outstanding,
+    /// Everything before needs no sending, or is live or outstanding.
+    cursor: Key,
     /// When something was last confirmed, or first outstanding.
     moved_at: Duration,
     /// How long to wait before the oldest is repeated while nothing moves.
@@ -89,59 +104,100 @@ pub struct Outbox {
 }
 
 /// One epoch.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Run {
     epoch: Epoch,
-    /// Lowest number that the journal holds.
-    first: u64,
     /// Highest number given; 0: none.
     last: u64,
+    /// Numbers up to `last` that the journal does not hold.
+    gone: Ranges,
+    /// Some of those are not settled with some listed store.
+    untold: bool,
     /// By store, in the order of `stores`; by the broker where no store is listed.
-    confirmed: Vec<Ranges>,
-    tallies: HashMap<String, Tally>,
+    said: Vec<Said>,
 }
 
-#[derive(Debug)]
-struct Sent {
-    epoch: Epoch,
-    seq: u64,
-    bytes: usize,
-    at: Duration,
+/// What one store said of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Said {
+    confirmed: Ranges,
+    /// Confirmed or lost.
+    settled: Ranges,
+    tally: Option<Tally>,
 }
 
 impl Run {
     /// The end of the confirmed numbers that begin at `seq`; None when `seq` is not confirmed by all.
     fn confirmed_through(&self, seq: u64) -> Option<u64> {
-        self.confirmed.iter().map(|ranges| ranges.run_at(seq)).min_by_key(|end| end.unwrap_or(0)).flatten()
+        self.said.iter().map(|said| said.confirmed.run_at(seq)).min_by_key(|end| end.unwrap_or(0)).flatten()
     }
 
-    /// How many numbers held are confirmed by all.
-    fn count_confirmed(&self, from: u64) -> u64 {
-        let (mut seq, mut count) = (from, 0u64);
-        while seq <= self.last {
-            match self.confirmed_through(seq) {
-                Some(end) => {
-                    let end = end.min(self.last);
-                    count = count.saturating_add(end.saturating_sub(seq)).saturating_add(1);
-                    seq = end.saturating_add(1);
-                }
-                None => {
-                    // The next number at which any store's confirmation begins.
-                    let begins = self.confirmed.iter().flat_map(Ranges::pairs).map(|&(begin, _)| begin);
-                    match begins.filter(|&begin| begin > seq).min() {
-                        Some(begin) => seq = begin,
-                        None => break,
-                    }
-                }
-            }
+    /// The end of the numbers from `seq` on that are gone or confirmed alike; None when `seq` must be sent.
+    fn done_through(&self, seq: u64) -> Option<u64> {
+        if let Some(end) = self.gone.run_at(seq) {
+            return Some(end);
         }
-        count
+        let end = self.confirmed_through(seq)?;
+        match self.bearer() {
+            Some(bearer) if bearer == seq => None,
+            Some(bearer) if seq < bearer => Some(end.min(bearer - 1)),
+            _ => Some(end),
+        }
+    }
+
+    /// The message that tells what is gone where no other does.
+    fn bearer(&self) -> Option<u64> {
+        if self.untold { self.highest() } else { None }
+    }
+
+    /// How many of the numbers from 1 on are confirmed by all.
+    fn count_confirmed(&self) -> u64 {
+        let mut unconfirmed = Ranges::new();
+        for (from, to) in self.said.iter().flat_map(|said| said.confirmed.gaps(1, self.last)) {
+            unconfirmed.insert(from, to);
+        }
+        self.last.saturating_sub(unconfirmed.count())
     }
 
     /// How many numbers held are not confirmed by all.
     fn depth(&self) -> u64 {
-        let first = self.first.max(1);
-        self.last.saturating_add(1).saturating_sub(first).saturating_sub(self.count_confirmed(first))
+        let mut done = Ranges::new();
+        for (from, to) in self.said.iter().flat_map(|said| said.confirmed.gaps(1, self.last)) {
+            done.insert(from, to);
+        }
+        for &(from, to) in self.gone.pairs() {
+            done.remove(from, to);
+        }
+        done.count()
+    }
+
+    /// The lowest number held; one above `last` when none is.
+    fn first(&self) -> u64 {
+        self.gone.run_at(1).map_or(1, |end| end.saturating_add(1))
+    }
+
+    /// The highest number held.
+    fn highest(&self) -> Option<u64> {
+        match self.gone.pairs().last() {
+            Some(&(from, to)) if to >= self.last => from.checked_sub(1),
+            _ => Some(self.last),
+        }
+        .filter(|&seq| seq > 0)
+    }
+
+    /// What is gone from `from` on and not settled with all of these stores, up to [`MOST_MISSING`] ranges.
+    fn missing(&self, from: u64) -> Ranges {
+        let mut missing = Ranges::new();
+        for &(begin, end) in self.gone.pairs().iter().filter(|&&(begin, _)| begin >= from) {
+            for (begin, end) in self.said.iter().flat_map(|said| said.settled.gaps(begin, end)) {
+                missing.insert(begin, end);
+            }
+            if missing.pairs().len() >= MOST_MISSING {
+                break;
+            }
+        }
+        missing.truncate(MOST_MISSING);
+        missing
     }
 }
 
@@ -152,10 +208,10 @@ impl Outbox {
             limits,
             stores: stores.to_vec(),
             generations: vec![None; stores.len()],
-            runs: Vec::new(),
+            runs: BTreeMap::new(),
+            orders: BTreeMap::new(),
             live: VecDeque::new(),
-            outstanding: VecDeque::new(),
-            outstanding_bytes: 0,
+            outstanding: Outstanding::default(),
             cursor: (0, 0),
             moved_at: Duration::ZERO,
             repeat_after: limits.patience,
@@ -165,32 +221,79 @@ impl Outbox {
     /// Adds an epoch that the journal holds, from `first` to `last` (0: nothing yet). Oldest first; the
     /// last one added is the current one.
     pub fn hold(&mut self, epoch: Epoch, first: u64, last: u64) {
-        let confirmed = vec![Ranges::new(); self.stores.len().max(1)];
-        self.runs.push(Run { epoch, first, last, confirmed, tallies: HashMap::new() });
+        let before = self.runs.keys().next_back().copied();
+        let order = before.map_or(0, |order| order.saturating_add(1));
+        let gone = Ranges::from_pairs([(1, first.saturating_sub(1).min(last))]);
+        let said = vec![Said::default(); self.stores.len().max(1)];
+        self.runs.insert(order, Run { epoch, last, gone, untold: false, said });
+        self.orders.insert(epoch, order);
+        self.look(order);
+        if let Some(before) = before {
+            self.look(before);
+        }
     }
 
     /// The journal accepted the next message of the current epoch.
     pub fn accepted(&mut self, seq: u64) {
-        if let Some(run) = self.runs.last_mut() {
+        if let Some(mut run) = self.runs.last_entry() {
+            let run = run.get_mut();
             run.last = run.last.max(seq);
         }
     }
 
-    /// The journal gave up everything of `epoch` before `first`. Returns how many of those not every
-    /// listed store had confirmed: they are lost.
-    pub fn gave_up(&mut self, epoch: Epoch, first: u64) -> u64 {
-        let Some(run) = self.runs.iter_mut().find(|run| run.epoch == epoch) else { return 0 };
+    /// The journal gave up these numbers of `epoch`. Returns how many of those it held not every listed
+    /// store had confirmed: they are lost.
+    pub fn gave_up(&mut self, epoch: Epoch, numbers: RangeInclusive<u64>) -> u64 {
+        let Some((&order, run)) = self.orders.get(&epoch).and_then(|order| Some((order, self.runs.get_mut(order)?)))
+        else {
+            return 0;
+        };
         let before = run.depth();
-        run.first = run.first.max(first);
+        run.gone.insert((*numbers.start()).max(1), (*numbers.end()).min(run.last));
         let lost = before.saturating_sub(run.depth());
-        self.outstanding.retain(|sent| sent.epoch != epoch || sent.seq >= first);
-        self.recount();
+        self.outstanding.retain(|(at, seq)| at != order || !numbers.contains(&seq));
+        self.look(order);
         lost
+    }
+
+    /// A message that [`next`](Self::next) named cannot be read from the journal any more: it is passed
+    /// over, and counts as lost.
+    pub fn unreadable(&mut self, epoch: Epoch, seq: u64) {
+        self.gave_up(epoch, seq..=seq);
+    }
+
+    /// After a change of what is gone or settled in a run: what follows from it.
+    fn look(&mut self, order: u64) {
+        let current = self.runs.keys().next_back() == Some(&order);
+        let Some(run) = self.runs.get_mut(&order) else { return };
+        let Some(highest) = run.highest() else {
+            run.untold = false;
+            if !current {
+                self.orders.remove(&run.epoch);
+                self.runs.remove(&order);
+                self.outstanding.retain(|(at, _)| at != order);
+            }
+            return;
+        };
+        run.untold = !self.stores.is_empty() && !run.missing(1).is_empty();
+        if run.untold {
+            self.cursor = self.cursor.min((order, highest));
+        }
+    }
+
+    fn run(&self, epoch: Epoch) -> Option<&Run> {
+        self.runs.get(self.orders.get(&epoch)?)
     }
 
     /// The lowest number of `epoch` that the journal holds.
     pub fn first(&self, epoch: Epoch) -> u64 {
-        self.runs.iter().find(|run| run.epoch == epoch).map_or(1, |run| run.first)
+        self.run(epoch).map_or(1, Run::first)
+    }
+
+    /// The numbers of `epoch` above [`first`](Self::first) that the journal does not hold, as far as some
+    /// listed store has not settled them: the lowest [`MOST_MISSING`] ranges.
+    pub fn missing(&self, epoch: Epoch) -> Ranges {
+        self.run(epoch).filter(|run| run.untold).map_or(Ranges::new(), |run| run.missing(run.first()))
     }
 
     /// A message of the current epoch was handed to the connection live.
@@ -198,14 +301,24 @@ impl Outbox {
         self.live.push_back((seq, now));
     }
 
-    /// The connection broke, or a store came back: what is unconfirmed may never have arrived.
+    /// The connection broke: what is unconfirmed may never have arrived.
     pub fn start_over(&mut self, now: Duration) {
         self.live.clear();
         self.outstanding.clear();
-        self.outstanding_bytes = 0;
         self.cursor = (0, 0);
         self.moved_at = now;
         self.repeat_after = self.limits.patience;
+    }
+
+    /// What this store had confirmed is sent again unless it confirms it again.
+    fn forget(&mut self, index: usize, now: Duration) {
+        for said in self.runs.values_mut().filter_map(|run| run.said.get_mut(index)) {
+            (said.confirmed, said.settled) = (Ranges::new(), Ranges::new());
+        }
+        for order in self.runs.keys().copied().collect::<Vec<_>>() {
+            self.look(order);
+        }
+        self.start_over(now);
     }
 
     /// The broker took this message. Confirms it where no store is listed.
@@ -213,9 +326,14 @@ impl Outbox {
         if !self.stores.is_empty() {
             return;
         }
-        let run = self.runs.iter_mut().find(|run| run.epoch == epoch && seq <= run.last);
-        if let Some(ranges) = run.and_then(|run| run.confirmed.first_mut()) {
-            ranges.insert(seq, seq);
+        let Some(&order) = self.orders.get(&epoch) else { return };
+        let run = self.runs.get_mut(&order).filter(|run| seq <= run.last);
+        if let Some(said) = run.and_then(|run| run.said.first_mut()) {
+            said.confirmed.insert(seq, seq);
+            if said.bound() {
+                self.cursor = (0, 0);
+            }
+            self.outstanding.remove((order, seq));
             self.moved(now);
         }
     }
@@ -233,34 +351,44 @@ impl Outbox {
             effect.forgotten = generation.replace(ack.generation.clone()).is_some();
         }
         if effect.forgotten {
-            for ranges in self.runs.iter_mut().filter_map(|run| run.confirmed.get_mut(index)) {
-                *ranges = Ranges::new();
-            }
-            self.start_over(now);
+            self.forget(index, now);
         }
-        let current = self.runs.len().saturating_sub(1);
+        let current = self.runs.keys().next_back().copied();
+        let mut moved = false;
         for said in &ack.epochs {
-            let Some((at, run)) = self.runs.iter_mut().enumerate().find(|(_, run)| run.epoch == said.epoch) else {
+            let known = self.orders.get(&said.epoch).and_then(|&order| Some((order, self.runs.get_mut(&order)?)));
+            let Some((order, run)) = known else {
                 effect.ignored = effect.ignored.saturating_add(1);
                 continue;
             };
-            // A store cannot have what was never sent. Of an earlier run it can: a power cut may have
-            // taken the end of the journal that had already gone out.
-            let highest = said.have.last().unwrap_or(0).max(said.through);
-            if at == current && highest > run.last {
-                effect.ignored = effect.ignored.saturating_add(1);
-                continue;
+            let highest = said.through.max(said.have.last().unwrap_or(0)).max(said.lost.last().unwrap_or(0));
+            if highest > run.last {
+                // A store cannot have what was never sent.
+                if current == Some(order) {
+                    effect.ignored = effect.ignored.saturating_add(1);
+                    continue;
+                }
+                // Of an earlier run it can: a power cut may have taken the end of the journal that had
+                // already gone out.
+                run.gone.insert(run.last.saturating_add(1), highest);
+                run.last = highest;
             }
-            let before = run.count_confirmed(run.first);
-            if let Some(ranges) = run.confirmed.get_mut(index) {
-                ranges.insert(1, said.through);
-                for &(from, to) in said.have.pairs() {
-                    ranges.insert(from, to);
+            let (depth, untold) = (run.depth(), run.untold);
+            if let Some(known) = run.said.get_mut(index) {
+                known.take(said.through, &said.have, &said.lost);
+                known.tally = Some(said.tally);
+                if known.bound() {
+                    self.cursor = (0, 0);
                 }
             }
-            run.tallies.insert(ack.store.clone(), said.tally);
-            let gained = run.count_confirmed(run.first).saturating_sub(before);
+            let gained = depth.saturating_sub(run.depth());
             effect.confirmed = effect.confirmed.saturating_add(gained);
+            self.look(order);
+            moved |= gained > 0 || untold;
+        }
+        if moved {
+            let runs = &self.runs;
+            self.outstanding.retain(|(order, seq)| runs.get(&order).is_some_and(|run| run.done_through(seq).is_none()));
         }
         if effect.confirmed > 0 {
             self.moved(now);
@@ -272,132 +400,132 @@ impl Outbox {
     fn moved(&mut self, now: Duration) {
         self.moved_at = now;
         self.repeat_after = self.limits.patience;
-        let runs = &self.runs;
-        self.outstanding.retain(|sent| {
-            let run = runs.iter().find(|run| run.epoch == sent.epoch);
-            run.is_some_and(|run| run.confirmed_through(sent.seq).is_none())
-        });
-        self.recount();
-    }
-
-    fn recount(&mut self) {
-        self.outstanding_bytes = self.outstanding.iter().fold(0, |sum, sent| sum.saturating_add(sent.bytes));
     }
 
     /// What to do at `now`.
     pub fn next(&mut self, now: Duration) -> Next {
-        while self.live.front().is_some_and(|&(seq, at)| {
-            now >= at.saturating_add(self.limits.patience)
-                || self.runs.last().is_none_or(|run| run.confirmed_through(seq).is_some())
-        }) {
+        let done = |seq| self.runs.values().next_back().is_none_or(|run| run.done_through(seq).is_some());
+        while let Some(&(seq, at)) = self.live.front()
+            && (now >= at.saturating_add(self.limits.patience) || done(seq))
+        {
             self.live.pop_front();
         }
-        let due = self.outstanding.iter().map(|sent| sent.at).min().map(|oldest| {
-            let stalled = oldest >= self.moved_at;
-            oldest.saturating_add(if stalled { self.repeat_after } else { self.limits.patience })
-        });
-        if due.is_some_and(|due| now >= due) {
-            // The one sent longest ago, which while nothing moves is always the lowest number.
-            let repeat = if self.stalled() {
-                self.outstanding.front()
-            } else {
-                self.outstanding.iter().min_by_key(|sent| sent.at)
-            };
-            if let Some(sent) = repeat {
-                return Next::Send { epoch: sent.epoch, seq: sent.seq };
+        while let Some((order, seq)) = self.repeat(now) {
+            match self.runs.get(&order).filter(|run| run.done_through(seq).is_none()) {
+                Some(run) => return Next::Send { epoch: run.epoch, seq },
+                // It told what is gone; by now a higher one does.
+                None => self.outstanding.remove((order, seq)),
             }
         }
-        let room = self.outstanding.len() < self.limits.messages && self.outstanding_bytes < self.limits.bytes;
+        let room = self.outstanding.len() < self.limits.messages && self.outstanding.bytes() < self.limits.bytes;
         if room && let Some((epoch, seq)) = self.candidate() {
             return Next::Send { epoch, seq };
         }
         let live_ends = self.live.front().map(|&(_, at)| at.saturating_add(self.limits.patience));
-        Next::Wait([due, live_ends].into_iter().flatten().min())
+        Next::Wait([self.due(), live_ends].into_iter().flatten().min())
+    }
+
+    /// What is to be repeated at `now`: the one sent longest ago, which while nothing moves is the lowest.
+    fn repeat(&self, now: Duration) -> Option<Key> {
+        self.due().filter(|&due| now >= due)?;
+        if self.stalled() { self.outstanding.lowest() } else { self.outstanding.oldest().map(|(_, key)| key) }
+    }
+
+    /// When the next repeat is due.
+    fn due(&self) -> Option<Duration> {
+        let (oldest, _) = self.outstanding.oldest()?;
+        Some(oldest.saturating_add(if self.stalled() { self.repeat_after } else { self.limits.patience }))
     }
 
     /// Whether nothing was confirmed since the oldest outstanding message was sent.
     fn stalled(&self) -> bool {
-        self.outstanding.iter().all(|sent| sent.at >= self.moved_at)
+        self.outstanding.oldest().is_none_or(|(at, _)| at >= self.moved_at)
     }
 
     /// The first message at or after the cursor that needs sending.
     fn candidate(&mut self) -> Option<(Epoch, u64)> {
-        let current = self.runs.len().saturating_sub(1);
         loop {
-            let (index, seq) = self.cursor;
-            let run = self.runs.get(index)?;
-            let seq = seq.max(run.first).max(1);
+            let (order, seq) = self.cursor;
+            let (&at, run) = self.runs.range(order..).next()?;
+            let seq = if at == order { seq.max(1) } else { 1 };
+            self.cursor = (at, seq);
             if seq > run.last {
-                if index == current {
-                    self.cursor = (index, seq);
-                    return None;
-                }
-                self.cursor = (index.saturating_add(1), 0);
-            } else if let Some(end) = run.confirmed_through(seq) {
-                self.cursor = (index, end.saturating_add(1));
-            } else if index == current && self.live.binary_search_by_key(&seq, |&(live, _)| live).is_ok() {
+                self.runs.range(at.saturating_add(1)..).next()?;
+                self.cursor = (at.saturating_add(1), 1);
+            } else if let Some(end) = run.done_through(seq) {
+                self.cursor.1 = end.saturating_add(1);
+            } else if self.outstanding.contains(self.cursor) {
+                self.cursor.1 = seq.saturating_add(1);
+            } else if self.is_live(at, seq) {
                 // Its time has not come, and what follows is younger.
-                self.cursor = (index, seq);
                 return None;
             } else {
-                self.cursor = (index, seq);
                 return Some((run.epoch, seq));
             }
         }
     }
 
+    fn is_live(&self, order: u64, seq: u64) -> bool {
+        self.runs.keys().next_back() == Some(&order) && self.live.binary_search_by_key(&seq, |&(live, _)| live).is_ok()
+    }
+
     /// A message that [`next`](Self::next) named was handed to the connection. `dice` is any random
     /// number: it spreads the repeats of many gateways by +/- 20 %.
     pub fn sent(&mut self, epoch: Epoch, seq: u64, bytes: usize, now: Duration, dice: u32) {
-        let stalled = self.stalled();
-        if let Some(sent) = self.outstanding.iter_mut().find(|sent| sent.epoch == epoch && sent.seq == seq) {
-            sent.at = now;
-            if stalled {
-                // All of them wait together for the first sign of life.
-                for sent in &mut self.outstanding {
-                    sent.at = now;
-                }
-                let doubled = self.repeat_after.saturating_mul(2).min(self.limits.longest);
-                let percent = dice.wrapping_rem(41).saturating_add(80);
-                self.repeat_after = doubled.saturating_mul(percent) / 100;
-            }
-            return;
-        }
+        let Some(&order) = self.orders.get(&epoch) else { return };
+        let key = (order, seq);
         if self.outstanding.is_empty() {
             self.moved_at = now;
+        } else if self.stalled() && self.outstanding.contains(key) {
+            // All of them wait together for the first sign of life.
+            self.outstanding.touch(now);
+            let doubled = self.repeat_after.saturating_mul(2).min(self.limits.longest);
+            let percent = dice.wrapping_rem(41).saturating_add(80);
+            self.repeat_after = doubled.saturating_mul(percent) / 100;
         }
-        self.outstanding.push_back(Sent { epoch, seq, bytes, at: now });
-        self.outstanding_bytes = self.outstanding_bytes.saturating_add(bytes);
-        if self.runs.get(self.cursor.0).is_some_and(|run| run.epoch == epoch) {
+        self.outstanding.insert(key, bytes, now);
+        if self.cursor == key {
             self.cursor.1 = seq.saturating_add(1);
-        }
-    }
-
-    /// A message that [`next`](Self::next) named cannot be read from the journal any more: it is passed
-    /// over, and counts as lost.
-    pub fn unreadable(&mut self, epoch: Epoch, seq: u64) {
-        self.outstanding.retain(|sent| sent.epoch != epoch || sent.seq != seq);
-        self.recount();
-        if let Some(run) = self.runs.iter_mut().find(|run| run.epoch == epoch) {
-            for ranges in &mut run.confirmed {
-                ranges.insert(seq, seq);
-            }
         }
     }
 
     /// How many messages held are not confirmed by all listed stores.
     pub fn depth(&self) -> u64 {
-        self.runs.iter().fold(0, |sum, run| sum.saturating_add(run.depth()))
+        self.runs.values().fold(0, |sum, run| sum.saturating_add(run.depth()))
     }
 
     /// How many messages of the current epoch all listed stores have confirmed.
     pub fn confirmed(&self) -> u64 {
-        self.runs.last().map_or(0, |run| run.count_confirmed(1))
+        self.runs.values().next_back().map_or(0, Run::count_confirmed)
     }
 
     /// What became of the messages of the current epoch, as the first listed store says.
     pub fn tally(&self) -> Option<Tally> {
-        self.runs.last()?.tallies.get(self.stores.first()?).copied()
+        self.runs.values().next_back()?.said.first()?.tally
+    }
+}
+
+impl Said {
+    /// Adds what the store says: acknowledgements of one generation never lower.
+    fn take(&mut self, through: u64, have: &Ranges, lost: &Ranges) {
+        for (from, to) in lost.gaps(1, through) {
+            self.confirmed.insert(from, to);
+        }
+        for (from, to) in have.pairs().iter().flat_map(|&(from, to)| lost.gaps(from, to)) {
+            self.confirmed.insert(from, to);
+        }
+        self.settled.insert(1, through);
+        for &(from, to) in have.pairs().iter().chain(lost.pairs()) {
+            self.settled.insert(from, to);
+        }
+    }
+
+    /// Forgets what is too much to remember. Returns whether it did: something may need sending again.
+    fn bound(&mut self) -> bool {
+        let most = self.confirmed.pairs().len().max(self.settled.pairs().len());
+        self.confirmed.truncate(MOST_RANGES);
+        self.settled.truncate(MOST_RANGES);
+        most > MOST_RANGES
     }
 }
 
@@ -569,10 +697,150 @@ mod tests {
     fn what_the_journal_gives_up_unconfirmed_is_lost() {
         let mut outbox = outbox(10);
         outbox.acknowledged(&ack(RUN, 2, &[(4, 4)], "g"), s(0));
-        assert_eq!(outbox.gave_up(RUN, 6), 2);
+        assert_eq!(outbox.gave_up(RUN, 1..=5), 2);
         assert_eq!(outbox.first(RUN), 6);
         assert_eq!(pump(&mut outbox, s(0)).0, [6, 7, 8]);
-        assert_eq!(outbox.gave_up(RUN, 11), 5);
+        assert_eq!(outbox.gave_up(RUN, 1..=10), 5);
+        assert_eq!(outbox.depth(), 0);
+    }
+
+    fn ack_lost(epoch: Epoch, through: u64, have: &[(u64, u64)], lost: &[(u64, u64)]) -> Ack {
+        let mut ack = ack(epoch, through, have, "g");
+        ack.epochs[0].lost = Ranges::from_pairs(lost.iter().copied());
+        ack
+    }
+
+    #[test]
+    fn what_is_gone_in_the_middle_is_told_until_each_store_has_settled_it() {
+        let mut outbox = Outbox::new(&["main".to_owned(), "second".to_owned()], Limits::default());
+        outbox.hold(RUN, 1, 9);
+        outbox.unreadable(RUN, 4);
+        outbox.unreadable(RUN, 6);
+        assert_eq!((outbox.first(RUN), outbox.depth()), (1, 7));
+        assert_eq!(outbox.missing(RUN).pairs(), [(4, 4), (6, 6)]);
+        outbox.acknowledged(&ack_lost(RUN, 5, &[], &[(4, 4)]), s(0));
+        assert_eq!(outbox.missing(RUN).pairs(), [(4, 4), (6, 6)]);
+        let mut second = ack_lost(RUN, 9, &[], &[(6, 6)]);
+        second.store = "second".into();
+        // It got the 4 from another copy of the journal.
+        outbox.acknowledged(&second, s(0));
+        assert_eq!(outbox.missing(RUN).pairs(), [(6, 6)]);
+        outbox.acknowledged(&ack_lost(RUN, 9, &[], &[(4, 4), (6, 6)]), s(0));
+        assert_eq!((outbox.missing(RUN).is_empty(), outbox.depth()), (true, 0));
+    }
+
+    #[test]
+    fn the_lowest_sixteen_gaps_are_told_first() {
+        let mut outbox = outbox(100);
+        for seq in (1..=100).step_by(2) {
+            outbox.unreadable(RUN, seq);
+        }
+        assert_eq!(outbox.first(RUN), 2);
+        let lowest = Ranges::from_pairs((0..MOST_MISSING as u64).map(|n| (3 + 2 * n, 3 + 2 * n)));
+        assert_eq!(outbox.missing(RUN), lowest);
+        outbox.acknowledged(&ack_lost(RUN, 0, &[], lowest.pairs()), s(0));
+        assert_eq!(outbox.missing(RUN).pairs().first(), Some(&(35, 35)));
+    }
+
+    #[test]
+    fn a_gap_behind_which_nothing_needs_sending_is_told_by_the_highest_once_more() {
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits::default());
+        outbox.hold(OLD, 3, 10);
+        outbox.hold(RUN, 1, 0);
+        outbox.acknowledged(&ack(OLD, 0, &[(3, 8)], "g"), s(0));
+        for seq in [9, 10] {
+            assert_eq!(outbox.next(s(0)), Next::Send { epoch: OLD, seq });
+            outbox.unreadable(OLD, seq);
+        }
+        assert_eq!(outbox.depth(), 0);
+        assert_eq!(pump(&mut outbox, s(0)), (vec![8], Some(s(60))));
+        assert_eq!((outbox.first(OLD), outbox.missing(OLD).pairs()), (3, &[(9, 10)][..]));
+        // Until it is heard.
+        assert_eq!(pump(&mut outbox, s(60)).0, [8]);
+        outbox.acknowledged(&ack_lost(OLD, 10, &[], &[(1, 2), (9, 10)]), s(61));
+        assert_eq!(pump(&mut outbox, s(1000)), (vec![], None));
+    }
+
+    #[test]
+    fn a_gap_in_the_current_run_is_told_by_what_follows_live() {
+        let mut outbox = outbox(3);
+        outbox.acknowledged(&ack(RUN, 1, &[(3, 3)], "g"), s(0));
+        outbox.unreadable(RUN, 2);
+        assert_eq!(pump(&mut outbox, s(0)).0, [3]);
+        outbox.accepted(4);
+        outbox.went_live(4, s(1));
+        assert_eq!(outbox.missing(RUN).pairs(), [(2, 2)]);
+        // The 3 need not be repeated for it, and the 4 not before its time.
+        assert_eq!(pump(&mut outbox, s(60)), (vec![], Some(s(61))));
+        outbox.acknowledged(&ack_lost(RUN, 4, &[], &[(2, 2)]), s(60));
+        assert_eq!(pump(&mut outbox, s(61)), (vec![], None));
+    }
+
+    #[test]
+    fn a_restored_store_hears_of_what_was_freed_between() {
+        let mut outbox = outbox(9);
+        outbox.acknowledged(&ack(RUN, 0, &[(4, 6)], "g1"), s(0));
+        // Three are free, and go before the oldest, which are not.
+        assert_eq!(outbox.gave_up(RUN, 4..=6), 0);
+        assert_eq!((outbox.missing(RUN).is_empty(), outbox.depth()), (true, 6));
+        outbox.acknowledged(&ack(RUN, 0, &[], "g2"), s(1));
+        assert_eq!(outbox.missing(RUN).pairs(), [(4, 6)]);
+        assert_eq!(pump(&mut outbox, s(1)).0, [1, 2, 3]);
+        assert_eq!(outbox.gave_up(RUN, 2..=7), 3);
+    }
+
+    #[test]
+    fn what_a_store_calls_lost_and_the_journal_holds_is_sent() {
+        let mut outbox = outbox(5);
+        outbox.acknowledged(&ack_lost(RUN, 4, &[], &[(2, 3)]), s(0));
+        assert_eq!(outbox.depth(), 3);
+        assert_eq!(pump(&mut outbox, s(0)).0, [2, 3, 5]);
+        outbox.acknowledged(&ack_lost(RUN, 5, &[], &[(3, 3)]), s(0));
+        assert_eq!((outbox.depth(), outbox.missing(RUN).is_empty()), (1, true));
+    }
+
+    #[test]
+    fn what_a_power_cut_took_behind_what_a_store_has_is_told() {
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits::default());
+        outbox.hold(OLD, 1, 3);
+        outbox.hold(RUN, 1, 0);
+        // The journal had 5, synced 3; the 4 never arrived.
+        assert_eq!(outbox.acknowledged(&ack(OLD, 3, &[(5, 5)], "g"), s(0)).confirmed, 3);
+        assert_eq!(outbox.missing(OLD).pairs(), [(4, 4)]);
+        assert_eq!((pump(&mut outbox, s(0)).0, outbox.depth()), (vec![3], 0));
+        outbox.acknowledged(&ack_lost(OLD, 5, &[], &[(4, 4)]), s(1));
+        assert_eq!(pump(&mut outbox, s(1000)), (vec![], None));
+    }
+
+    #[test]
+    fn runs_of_which_nothing_is_left_leave() {
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits::default());
+        outbox.hold(OLD, 1, 4);
+        outbox.hold(RUN, 1, 0);
+        assert_eq!(pump(&mut outbox, s(0)).0, [1, 2, 3, 4]);
+        assert_eq!(outbox.gave_up(OLD, 0..=2), 2);
+        outbox.unreadable(OLD, 4);
+        assert_eq!(outbox.gave_up(OLD, 3..=3), 1);
+        assert_eq!((outbox.runs.len(), outbox.outstanding.len()), (1, 0));
+        assert_eq!(outbox.acknowledged(&ack(OLD, 4, &[], "g"), s(0)).ignored, 1);
+        outbox.accepted(1);
+        assert_eq!(pump(&mut outbox, s(0)).0, [1]);
+    }
+
+    #[test]
+    fn acks_that_are_all_holes_are_remembered_within_bounds_and_lose_nothing() {
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits::default());
+        outbox.hold(RUN, 1, 10_000);
+        let scattered: Vec<_> = (1..=5_000).map(|n| (2 * n, 2 * n)).collect();
+        outbox.acknowledged(&ack(RUN, 0, &scattered, "g"), s(0));
+        assert_eq!(outbox.depth(), 10_000 - MOST_RANGES as u64);
+        for _ in 0..10 {
+            while let Next::Send { epoch, seq } = outbox.next(s(0)) {
+                outbox.sent(epoch, seq, 100, s(0), 20);
+            }
+            let through = (outbox.cursor.1 - 1).min(10_000);
+            outbox.acknowledged(&ack(RUN, through, &scattered, "g"), s(0));
+        }
         assert_eq!(outbox.depth(), 0);
     }
 
@@ -625,7 +893,7 @@ mod tests {
                             let Next::Send { epoch, seq } = outbox.next(s(now)) else { break };
                             outbox.sent(epoch, seq, 10, s(now), 0);
                             if !lost {
-                                ledger.arrive(seq, outbox.first(RUN));
+                                ledger.arrive(seq, outbox.first(RUN), &outbox.missing(RUN));
                                 rows.insert(seq);
                             }
                         }
@@ -641,7 +909,7 @@ mod tests {
                 now += 601;
                 while let Next::Send { epoch, seq } = outbox.next(s(now)) {
                     outbox.sent(epoch, seq, 10, s(now), 0);
-                    ledger.arrive(seq, outbox.first(RUN));
+                    ledger.arrive(seq, outbox.first(RUN), &outbox.missing(RUN));
                     rows.insert(seq);
                     commit(&ledger, &mut outbox, generation, now);
                 }

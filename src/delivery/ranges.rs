@@ -1,7 +1,7 @@
 //! Sets of message numbers, as few inclusive ranges as possible.
 
 /// A set of `u64`, kept as sorted, disjoint, non-adjacent inclusive ranges.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Ranges(Vec<(u64, u64)>);
 
 impl Ranges {
@@ -62,6 +62,57 @@ impl Ranges {
         }
     }
 
+    /// Removes all numbers from `from` to `to`. Returns whether any of them was in the set.
+    pub fn remove(&mut self, from: u64, to: u64) -> bool {
+        if from > to {
+            return false;
+        }
+        let start = self.0.partition_point(|&(_, end)| end < from);
+        let end = self.0.partition_point(|&(begin, _)| begin <= to).max(start);
+        let touched = self.0.get(start..end).unwrap_or_default();
+        let before = touched.first().filter(|&&(begin, _)| begin < from).map(|&(begin, _)| (begin, from - 1));
+        let after = touched.last().filter(|&&(_, end)| end > to).map(|&(_, end)| (to + 1, end));
+        let any = !touched.is_empty();
+        self.0.splice(start..end, before.into_iter().chain(after));
+        any
+    }
+
+    /// The numbers from `from` to `to` that are not in the set, as ranges in ascending order.
+    pub fn gaps(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+        let mut next = Some(from);
+        std::iter::from_fn(move || {
+            loop {
+                let begin = next.filter(|&begin| begin <= to)?;
+                match self.0.get(self.0.partition_point(|&(_, end)| end < begin)) {
+                    Some(&(at, end)) if at <= begin => next = end.checked_add(1),
+                    Some(&(at, _)) if at <= to => {
+                        next = Some(at);
+                        return Some((begin, at - 1));
+                    }
+                    _ => {
+                        next = None;
+                        return Some((begin, to));
+                    }
+                }
+            }
+        })
+    }
+
+    /// Lets the two ranges that are closest to each other run together, until there are at most `most`.
+    pub fn blur(&mut self, most: usize) {
+        while self.0.len() > most.max(1) {
+            let apart = self.0.windows(2).map(|pair| match pair {
+                [(_, end), (begin, _)] => begin.saturating_sub(*end),
+                _ => u64::MAX,
+            });
+            let Some((index, _)) = apart.enumerate().min_by_key(|&(_, apart)| apart) else { return };
+            let (_, end) = self.0.remove(index.saturating_add(1));
+            if let Some(range) = self.0.get_mut(index) {
+                range.1 = end;
+            }
+        }
+    }
+
     /// Keeps only the lowest `most` ranges.
     pub fn truncate(&mut self, most: usize) {
         self.0.truncate(most);
@@ -101,6 +152,8 @@ mod tests {
         fn behaves_as_a_set_of_numbers(
             inserts in prop::collection::vec((0u64..60, 0u64..12), 0..30),
             removed in prop::option::of(0u64..60),
+            cut in prop::option::of((0u64..60, 0u64..12)),
+            seen in (0u64..60, 0u64..30),
         ) {
             let mut ranges = Ranges::new();
             let mut model = BTreeSet::new();
@@ -114,6 +167,14 @@ mod tests {
                 ranges.remove_through(number);
                 model.retain(|&entry| entry > number);
             }
+            if let Some((from, length)) = cut {
+                let before = model.len();
+                model.retain(|&entry| entry < from || entry > from + length);
+                prop_assert_eq!(ranges.remove(from, from + length), model.len() < before);
+            }
+            let (from, to) = (seen.0, seen.0 + seen.1);
+            let absent: Vec<u64> = ranges.gaps(from, to).flat_map(|(from, to)| from..=to).collect();
+            prop_assert_eq!(absent, (from..=to).filter(|number| !model.contains(number)).collect::<Vec<_>>());
             prop_assert_eq!(ranges.count(), model.len() as u64);
             prop_assert_eq!(ranges.last(), model.last().copied());
             for number in 0..80 {
@@ -131,7 +192,21 @@ mod tests {
         assert_eq!(ranges.pairs(), [(0, 0), (u64::MAX, u64::MAX)]);
         assert!(ranges.insert(1, u64::MAX - 1));
         assert_eq!(ranges.pairs(), [(0, u64::MAX)]);
+        assert_eq!(ranges.gaps(0, u64::MAX).next(), None);
+        assert!(ranges.remove(0, 0) && ranges.remove(u64::MAX, u64::MAX));
+        assert_eq!(ranges.gaps(0, u64::MAX).collect::<Vec<_>>(), [(0, 0), (u64::MAX, u64::MAX)]);
         ranges.remove_through(u64::MAX);
         assert!(ranges.is_empty());
+        assert_eq!(ranges.gaps(5, u64::MAX).collect::<Vec<_>>(), [(5, u64::MAX)]);
+        assert_eq!(ranges.gaps(5, 4).next(), None);
+    }
+
+    #[test]
+    fn the_closest_ranges_run_together_first() {
+        let mut ranges = Ranges::from_pairs([(1, 1), (10, 10), (12, 13), (20, 20)]);
+        ranges.blur(3);
+        assert_eq!(ranges.pairs(), [(1, 1), (10, 13), (20, 20)]);
+        ranges.blur(1);
+        assert_eq!(ranges.pairs(), [(1, 20)]);
     }
 }

@@ -564,7 +564,8 @@ impl Gateway {
     }
 
     fn envelope(&self, epoch: Epoch, seq: u64, prev: u64) -> Envelope {
-        Envelope { gateway: self.settings.id.to_string(), epoch, seq, prev, first: self.outbox.first(epoch).max(1) }
+        let (first, missing) = (self.outbox.first(epoch), self.outbox.missing(epoch));
+        Envelope { gateway: self.settings.id.to_string(), epoch, seq, prev, first, missing }
     }
 
     /// Hands a message to the connection, if there is room.

@@ -212,7 +212,7 @@ impl Role {
                 payload: payload.to_vec(),
                 reason: refused.reason,
                 schema: refused.schema,
-                envelope: refused.envelope,
+                envelope: refused.envelope.map(|envelope| *envelope),
                 received_at: Moment::utc(Timestamp::now()),
             }
         });
@@ -307,14 +307,14 @@ impl Role {
 struct Unreadable {
     reason: String,
     schema: u32,
-    envelope: Option<Envelope>,
+    envelope: Option<Box<Envelope>>,
 }
 
 /// Reads a message that came under the topic of `gateway` and `meter`, both as topic levels.
 fn read(gateway: &str, meter: &str, payload: &[u8]) -> Result<Incoming, Unreadable> {
     // A payload that speaks for another gateway must not touch that gateway's numbers.
     let (schema, envelope) = match Envelope::from_json(payload) {
-        Ok((schema, envelope)) if topic::level(&envelope.gateway) == gateway => (schema, Some(envelope)),
+        Ok((schema, envelope)) if topic::level(&envelope.gateway) == gateway => (schema, Some(Box::new(envelope))),
         Ok((schema, envelope)) => {
             let reason = format!("it says it is from gateway {}", envelope.gateway);
             return Err(Unreadable { reason, schema, envelope: None });

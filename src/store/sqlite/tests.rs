@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    delivery::{Epoch, Tally},
+    delivery::{Epoch, Ranges, Tally},
     reading::{Event, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
@@ -26,7 +26,14 @@ fn reading(register: &'static str, value: &str, unit: &str) -> Reading {
 /// Message `seq` of epoch 1 of gw-1: meter E1 counts `import` kWh, `seconds` after [`START`].
 fn message(seq: u64, seconds: i64, import: &str) -> Message {
     Message {
-        envelope: Envelope { gateway: "gw-1".into(), epoch: Epoch::from_bits(1), seq, prev: seq - 1, first: 1 },
+        envelope: Envelope {
+            gateway: "gw-1".into(),
+            epoch: Epoch::from_bits(1),
+            seq,
+            prev: seq - 1,
+            first: 1,
+            missing: Ranges::new(),
+        },
         received_at: Moment::from_millis(START + seconds * 1000 + 123, 0).unwrap(),
         report: Report {
             meter: "E1".into(),

@@ -36,7 +36,7 @@ pub(super) async fn write(connection: &mut SqliteConnection, batch: &[Incoming])
         let mut tally = None;
         if let Some(envelope) = incoming.envelope() {
             let ledger = ledgers.of(envelope);
-            if ledger.arrive(envelope.seq, envelope.first) == Arrival::Again {
+            if ledger.arrive(envelope.seq, envelope.first, &envelope.missing) == Arrival::Again {
                 committed.again += 1;
                 continue;
             }
