@@ -33,6 +33,9 @@ use super::{
 /// Most separate ranges that are remembered of what a store has of an epoch. It acknowledges far fewer;
 /// what is forgotten is sent again.
 const MOST_RANGES: usize = 1024;
+/// See [`Limits::per_second`].
+const SECOND: Duration = Duration::from_secs(1);
+
 /// How much is sent before it is confirmed, and how long to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
@@ -44,6 +47,8 @@ pub struct Limits {
     pub patience: Duration,
     /// Longest interval between repeats while nothing is confirmed.
     pub longest: Duration,
+    /// Most messages through the backlog in any second, at least one; None: as many as there is room for.
+    pub per_second: Option<u32>,
 }
 
 impl Default for Limits {
@@ -53,6 +58,7 @@ impl Default for Limits {
             bytes: 1024 * 1024,
             patience: Duration::from_secs(60),
             longest: Duration::from_secs(600),
+            per_second: Some(500),
         }
     }
 }
@@ -101,6 +107,28 @@ pub struct Outbox {
     moved_at: Duration,
     /// How long to wait before the oldest is repeated while nothing moves.
     repeat_after: Duration,
+    burst: Burst,
+}
+
+/// Messages sent less than a second apart, and when the last of them was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Burst {
+    messages: u32,
+    last: Duration,
+}
+
+impl Burst {
+    /// Sent at `now`.
+    fn count(&mut self, now: Duration) {
+        let messages = if now >= self.ends() { 0 } else { self.messages };
+        *self = Self { messages: messages.saturating_add(1), last: now };
+    }
+
+    /// After a full burst comes a second of silence: so no second, wherever it begins, sees more than
+    /// one burst, and a store commits what belongs together at once.
+    fn ends(&self) -> Duration {
+        self.last.saturating_add(SECOND)
+    }
 }
 
 /// One epoch.
@@ -215,6 +243,7 @@ impl Outbox {
             cursor: (0, 0),
             moved_at: Duration::ZERO,
             repeat_after: limits.patience,
+            burst: Burst::default(),
         }
     }
 
@@ -404,6 +433,16 @@ impl Outbox {
 
     /// What to do at `now`.
     pub fn next(&mut self, now: Duration) -> Next {
+        let next = self.choose(now);
+        let full = self.limits.per_second.is_some_and(|most| self.burst.messages >= most.max(1));
+        match next {
+            Next::Send { .. } if full && now < self.burst.ends() => Next::Wait(Some(self.burst.ends())),
+            next => next,
+        }
+    }
+
+    /// What to do at `now`, however much went out in the last second.
+    fn choose(&mut self, now: Duration) -> Next {
         let done = |seq| self.runs.values().next_back().is_none_or(|run| run.done_through(seq).is_some());
         while let Some(&(seq, at)) = self.live.front()
             && (now >= at.saturating_add(self.limits.patience) || done(seq))
@@ -472,6 +511,7 @@ impl Outbox {
     /// A message that [`next`](Self::next) named was handed to the connection. `dice` is any random
     /// number: it spreads the repeats of many gateways by +/- 20 %.
     pub fn sent(&mut self, epoch: Epoch, seq: u64, bytes: usize, now: Duration, dice: u32) {
+        self.burst.count(now);
         let Some(&order) = self.orders.get(&epoch) else { return };
         let key = (order, seq);
         if self.outstanding.is_empty() {
@@ -829,7 +869,7 @@ mod tests {
 
     #[test]
     fn acks_that_are_all_holes_are_remembered_within_bounds_and_lose_nothing() {
-        let mut outbox = Outbox::new(&["main".to_owned()], Limits::default());
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits { per_second: None, ..Limits::default() });
         outbox.hold(RUN, 1, 10_000);
         let scattered: Vec<_> = (1..=5_000).map(|n| (2 * n, 2 * n)).collect();
         outbox.acknowledged(&ack(RUN, 0, &scattered, "g"), s(0));
@@ -842,6 +882,23 @@ mod tests {
             outbox.acknowledged(&ack(RUN, through, &scattered, "g"), s(0));
         }
         assert_eq!(outbox.depth(), 0);
+    }
+
+    #[test]
+    fn the_backlog_drains_at_its_rate() {
+        let mut outbox = Outbox::new(&["main".to_owned()], Limits { per_second: Some(20), ..Limits::default() });
+        outbox.hold(RUN, 1, 50);
+        let sent = |outbox: &mut Outbox, now| {
+            let (sent, until) = pump(outbox, now);
+            (sent.len(), until)
+        };
+        assert_eq!(sent(&mut outbox, s(9)), (20, Some(s(10))));
+        assert_eq!(sent(&mut outbox, Duration::from_millis(9_999)), (0, Some(s(10))));
+        assert_eq!(sent(&mut outbox, s(10)), (20, Some(s(11))));
+        // The connection breaks: what is sent again is bounded alike.
+        outbox.start_over(s(10));
+        assert_eq!(sent(&mut outbox, s(10)), (0, Some(s(11))));
+        assert_eq!(sent(&mut outbox, s(11)), (20, Some(s(12))));
     }
 
     /// One step of the world between a gateway and a store.
@@ -867,6 +924,30 @@ mod tests {
     }
 
     proptest! {
+        /// Wherever a second begins.
+        #[test]
+        fn no_second_sees_more_than_the_rate(most in 1u32..6, pauses in prop::collection::vec((0u64..1500, 0usize..9), 1..60)) {
+            let mut outbox = Outbox::new(&["main".to_owned()], Limits { per_second: Some(most), ..Limits::default() });
+            outbox.hold(RUN, 1, 1000);
+            let (mut now, mut times) = (Duration::ZERO, Vec::new());
+            for (pause, tries) in pauses {
+                now += Duration::from_millis(pause);
+                for _ in 0..tries {
+                    match outbox.next(now) {
+                        Next::Send { epoch, seq } => {
+                            outbox.sent(epoch, seq, 1, now, 0);
+                            times.push(now);
+                        }
+                        Next::Wait(until) => prop_assert!(until.is_some_and(|until| until > now && until <= now + SECOND)),
+                    }
+                }
+            }
+            for (index, &from) in times.iter().enumerate() {
+                let within = times[index..].iter().take_while(|&&at| at < from + SECOND).count();
+                prop_assert!(within <= most as usize, "{within} from {from:?}");
+            }
+        }
+
         /// Whatever is lost, in whatever order: once the world is kind, the store has everything.
         #[test]
         fn everything_arrives_in_the_end(steps in prop::collection::vec(step(), 0..60)) {

@@ -208,7 +208,9 @@ impl Gateway {
         for damage in damage {
             tracing::warn!("journal: {damage}");
         }
-        let mut outbox = Outbox::new(&settings.stores, Limits::default());
+        // A replay has nothing live that its backlog could hold up.
+        let per_second = if settings.live { Limits::default().per_second } else { None };
+        let mut outbox = Outbox::new(&settings.stores, Limits { per_second, ..Limits::default() });
         for run in &held {
             outbox.hold(run.epoch, run.first, run.last);
         }
