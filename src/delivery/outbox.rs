@@ -339,6 +339,14 @@ impl Outbox {
         self.repeat_after = self.limits.patience;
     }
 
+    /// A store came back. It has none of what was sent to nobody; and its database may be an older copy
+    /// that says so nowhere, so what it confirmed before counts no more. What it has it says again.
+    pub fn came_back(&mut self, store: &str, now: Duration) {
+        if let Some(index) = self.stores.iter().position(|listed| listed == store) {
+            self.forget(index, now);
+        }
+    }
+
     /// What this store had confirmed is sent again unless it confirms it again.
     fn forget(&mut self, index: usize, now: Duration) {
         for said in self.runs.values_mut().filter_map(|run| run.said.get_mut(index)) {
@@ -899,6 +907,28 @@ mod tests {
         outbox.start_over(s(10));
         assert_eq!(sent(&mut outbox, s(10)), (0, Some(s(11))));
         assert_eq!(sent(&mut outbox, s(11)), (20, Some(s(12))));
+    }
+
+    #[test]
+    fn a_store_that_came_back_must_confirm_again() {
+        let mut outbox = Outbox::new(&["main".to_owned(), "second".to_owned()], Limits::default());
+        outbox.hold(RUN, 1, 4);
+        outbox.unreadable(RUN, 2);
+        let mut main = ack_lost(RUN, 4, &[], &[(2, 2)]);
+        main.epochs[0].tally.stored = 3;
+        let second = Ack { store: "second".into(), ..main.clone() };
+        outbox.acknowledged(&main, s(0));
+        outbox.acknowledged(&second, s(0));
+        assert_eq!((outbox.depth(), outbox.missing(RUN).is_empty()), (0, true));
+        outbox.came_back("other", s(1));
+        assert_eq!(outbox.depth(), 0);
+        outbox.came_back("main", s(1));
+        assert_eq!((outbox.depth(), outbox.missing(RUN).pairs()), (3, &[(2, 2)][..]));
+        assert_eq!(outbox.tally().map(|tally| tally.stored), Some(3));
+        assert_eq!(pump(&mut outbox, s(1)).0, [1, 3, 4]);
+        // It had them all: the same generation says so again, and that is no new one.
+        assert_eq!(outbox.acknowledged(&main, s(2)), AckEffect { confirmed: 3, ..Default::default() });
+        assert_eq!(pump(&mut outbox, s(1000)), (vec![], None));
     }
 
     /// One step of the world between a gateway and a store.
