@@ -314,6 +314,18 @@ impl Outbox {
         self.runs.get(self.orders.get(&epoch)?)
     }
 
+    /// Whether all listed stores have these numbers of `epoch`, as far as they are not gone.
+    pub fn is_confirmed(&self, epoch: Epoch, numbers: RangeInclusive<u64>) -> bool {
+        let (mut seq, end) = (*numbers.start(), *numbers.end());
+        // What the outbox does not know any more is settled.
+        let Some(run) = self.run(epoch) else { return true };
+        while seq <= end {
+            let Some(settled) = run.confirmed_through(seq).or_else(|| run.gone.run_at(seq)) else { return false };
+            seq = settled.saturating_add(1);
+        }
+        true
+    }
+
     /// The lowest number of `epoch` that the journal holds.
     pub fn first(&self, epoch: Epoch) -> u64 {
         self.run(epoch).map_or(1, Run::first)

@@ -121,6 +121,8 @@ pub struct Gateway {
     sync_failed: bool,
     /// What should stand at the broker.
     board: Board,
+    /// This gateway's own `health` was heard last, and not another's.
+    alone: bool,
     /// By meter.
     shown: HashMap<String, Shown>,
     /// Where the broker confirms: what is underway.
@@ -236,6 +238,7 @@ impl Gateway {
             syncing: None,
             sync_failed: false,
             board: Board::default(),
+            alone: false,
             shown: HashMap::new(),
             underway: HashMap::new(),
             next_tag: 0,
@@ -694,6 +697,9 @@ impl Gateway {
         let id = self.settings.id.clone();
         let mut topics = vec![topic::acks(&base, &id)];
         topics.extend(self.settings.stores.iter().map(|store| topic::of_store(&base, store)));
+        if self.settings.live {
+            topics.push(topic::of_gateway(&base, &id, "health"));
+        }
         if let Some(link) = &self.link {
             let _ = link.commands.try_send(Command::Subscribe(topics));
         }
@@ -733,9 +739,46 @@ impl Gateway {
                     self.health.acks_ignored = self.health.acks_ignored.saturating_add(1);
                 }
             },
-            // A store that has just come has none of what was sent to nobody.
-            Some(topic::FromStore::Status(_)) if payload == b"online" && !retained => self.outbox.start_over(now),
-            _ => {}
+            // A store that has just come has none of what was sent to nobody, and says again what it has.
+            Some(topic::FromStore::Status(level)) if payload == b"online" && !retained => {
+                let store = self.settings.stores.iter().find(|store| topic::level(store) == level);
+                if let Some(store) = store {
+                    self.outbox.came_back(store, now);
+                    self.not_before = now.saturating_add(ACK_GRACE);
+                }
+            }
+            Some(topic::FromStore::Status(_)) => {}
+            None if topic == topic::of_gateway(self.base(), &self.settings.id, "health") => self.hear_of_self(payload),
+            None => {}
+        }
+    }
+
+    /// Hears this gateway's own `health`. Another one's words there mean that two share an id, unless they are of the run
+    /// before this one.
+    fn hear_of_self(&mut self, payload: &[u8]) {
+        #[derive(serde::Deserialize)]
+        struct Health {
+            epoch: String,
+        }
+        let Some(epoch) =
+            serde_json::from_slice::<Health>(payload).ok().and_then(|health| Epoch::from_text(&health.epoch))
+        else {
+            return;
+        };
+        if epoch == self.epoch {
+            self.alone = true;
+        } else if self.alone {
+            // Said again only when this one's own word was heard in between.
+            self.alone = false;
+            self.health.shared_id = self.health.shared_id.saturating_add(1);
+            self.health.changed = true;
+            if self.health.shared_id.is_power_of_two() {
+                tracing::error!(
+                    "another gateway runs under the id {} ({} times so far): they take the connection from each other. Give each its own [gateway] id; copied SD cards have the same one",
+                    self.settings.id,
+                    self.health.shared_id
+                );
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Health {
     pub(super) lost: u64,
     /// Times that what was written could not be made durable, and was written again.
     pub(super) sync_failures: u64,
+    /// Times that another gateway was heard under this one's id.
+    pub(super) shared_id: u64,
     /// Parts of acknowledgements that said nothing to this gateway.
     pub(super) acks_ignored: u64,
     /// Lines that no table explained.
@@ -36,15 +38,26 @@ pub(super) struct Health {
 impl Health {
     /// As JSON. `depth`: messages not confirmed by all stores; `unwritten`: those that wait for the journal.
     pub(super) fn to_json(&self, epoch: Epoch, depth: u64, unwritten: usize) -> String {
-        let Self { accepted, rejected, messages, lost, sync_failures, acks_ignored, unknown, suspect, ports, .. } =
-            self;
+        let Self {
+            accepted,
+            rejected,
+            messages,
+            lost,
+            sync_failures,
+            shared_id,
+            acks_ignored,
+            unknown,
+            suspect,
+            ports,
+            ..
+        } = self;
         let at = Moment::utc(Timestamp::now());
         let mut json = format!("{{\"schema\":1,\"at\":\"{at}\",\"epoch\":\"{epoch}\"");
         // Writing to a String cannot fail.
         let _ = write!(json, ",\"accepted\":{accepted},\"messages\":{messages},\"depth\":{depth},\"lost\":{lost}");
         let _ = write!(
             json,
-            ",\"unwritten\":{unwritten},\"sync_failures\":{sync_failures},\"unknown\":{unknown},\"suspect\":{suspect},\"acks_ignored\":{acks_ignored}"
+            ",\"unwritten\":{unwritten},\"sync_failures\":{sync_failures},\"shared_id\":{shared_id},\"unknown\":{unknown},\"suspect\":{suspect},\"acks_ignored\":{acks_ignored}"
         );
         json.push_str(",\"rejected\":{");
         for (index, (kind, count)) in rejected.iter().enumerate() {
