@@ -1,8 +1,8 @@
 //! What a store tells a gateway after it committed.
 //!
-//! Enters and leaves: JSON, `{"schema":1,"store":"main","generation":"...","epochs":[{"epoch":"...",
-//! "through":1200,"have":[[1203,1210]],"lost":[[900,950]],"stored":1190,"repeated":17,"refused":0}]}`.
-//! Fields that are not known are ignored; `stored`, `repeated` and `refused` may be missing.
+//! Enters and leaves: JSON, `{"schema":1,"store":"main","generation":"...","started":"...","epochs":[{"epoch":
+//! "...","through":1200,"have":[[1203,1210]],"lost":[[900,950]],"stored":1190,"repeated":17,"refused":0}]}`.
+//! Fields that are not known are ignored; `started`, `stored`, `repeated` and `refused` may be missing.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ pub struct Ack {
     pub store: String,
     /// Random, new when the database is made or restored.
     pub generation: String,
+    /// Random, new at each start of the store: its database may have been replaced by an older copy, of
+    /// the same generation, while it was stopped.
+    pub started: String,
     /// What it has, by epoch.
     pub epochs: Vec<EpochAck>,
 }
@@ -56,6 +59,8 @@ struct Wire {
     schema: u32,
     store: String,
     generation: String,
+    #[serde(default)]
+    started: String,
     epochs: Vec<WireEpoch>,
 }
 
@@ -85,6 +90,7 @@ impl Ack {
             schema: SCHEMA,
             store: self.store.clone(),
             generation: self.generation.clone(),
+            started: self.started.clone(),
             epochs: epochs.collect(),
         };
         // Strings and integers always serialise.
@@ -106,7 +112,8 @@ impl Ack {
                 tally: epoch.tally,
             })
         });
-        Ok(Self { store: wire.store, generation: wire.generation, epochs: epochs.collect::<Result<_, String>>()? })
+        let epochs = epochs.collect::<Result<_, String>>()?;
+        Ok(Self { store: wire.store, generation: wire.generation, started: wire.started, epochs })
     }
 }
 
@@ -119,6 +126,7 @@ mod tests {
         let ack = Ack {
             store: "main".into(),
             generation: "g1".into(),
+            started: "s1".into(),
             epochs: vec![EpochAck {
                 epoch: Epoch::from_bits(0x9f3c),
                 through: 1200,

@@ -10,6 +10,8 @@
 
 mod ack;
 mod ledger;
+#[cfg(test)]
+mod model;
 mod outbox;
 mod outstanding;
 mod ranges;

@@ -82,7 +82,8 @@ pub enum Next {
 pub struct AckEffect {
     /// Messages held that are newly confirmed by all listed stores.
     pub confirmed: u64,
-    /// The store began a new generation: what it had confirmed is forgotten.
+    /// The store began a new generation: what it had confirmed is forgotten. It is so as well, without
+    /// being said here, when the store was started anew.
     pub forgotten: bool,
     /// Parts that were ignored: an unlisted store, an unknown epoch, a number never given.
     pub ignored: u64,
@@ -94,7 +95,8 @@ pub struct Outbox {
     limits: Limits,
     /// The ids of the listed stores.
     stores: Vec<String>,
-    generations: Vec<Option<String>>,
+    /// By store: the generation and the start that it last spoke of.
+    lives: Vec<Option<(String, String)>>,
     /// Oldest first; the last is the current one. Others leave when nothing of them is held.
     runs: BTreeMap<u64, Run>,
     orders: BTreeMap<Epoch, u64>,
@@ -235,7 +237,7 @@ impl Outbox {
         Self {
             limits,
             stores: stores.to_vec(),
-            generations: vec![None; stores.len()],
+            lives: vec![None; stores.len()],
             runs: BTreeMap::new(),
             orders: BTreeMap::new(),
             live: VecDeque::new(),
@@ -394,12 +396,12 @@ impl Outbox {
             effect.ignored = 1;
             return effect;
         };
-        if let Some(generation) = self.generations.get_mut(index)
-            && generation.as_ref() != Some(&ack.generation)
+        let life = (ack.generation.clone(), ack.started.clone());
+        let before = self.lives.get_mut(index).and_then(|known| known.replace(life));
+        if let Some((generation, started)) = before
+            && (generation != ack.generation || started != ack.started)
         {
-            effect.forgotten = generation.replace(ack.generation.clone()).is_some();
-        }
-        if effect.forgotten {
+            effect.forgotten = generation != ack.generation;
             self.forget(index, now);
         }
         let current = self.runs.keys().next_back().copied();
@@ -549,6 +551,18 @@ impl Outbox {
         }
     }
 
+    /// What the listed store in this place has confirmed of `epoch`.
+    #[cfg(test)]
+    pub(super) fn confirmed_by(&self, store: usize, epoch: Epoch) -> Ranges {
+        self.run(epoch).and_then(|run| run.said.get(store)).map_or(Ranges::new(), |said| said.confirmed.clone())
+    }
+
+    /// The epochs of which something is held, and the current one.
+    #[cfg(test)]
+    pub(super) fn epochs(&self) -> Vec<Epoch> {
+        self.runs.values().map(|run| run.epoch).collect()
+    }
+
     /// How many messages held are not confirmed by all listed stores.
     pub fn depth(&self) -> u64 {
         self.runs.values().fold(0, |sum, run| sum.saturating_add(run.depth()))
@@ -615,6 +629,7 @@ mod tests {
         Ack {
             store: "main".into(),
             generation: generation.into(),
+            started: "s".into(),
             epochs: vec![EpochAck {
                 epoch,
                 through,
@@ -730,6 +745,16 @@ mod tests {
         assert!(outbox.acknowledged(&ack(RUN, 2, &[], "g2"), s(2)).forgotten);
         assert_eq!(outbox.depth(), 3);
         assert_eq!(pump(&mut outbox, s(2)).0, [3, 4, 5]);
+    }
+
+    #[test]
+    fn acks_of_a_store_that_was_started_anew_forget_what_it_said_before() {
+        let mut outbox = outbox(5);
+        outbox.acknowledged(&ack(RUN, 4, &[], "g"), s(0));
+        let mut after = ack(RUN, 2, &[], "g");
+        after.started = "anew".into();
+        assert!(!outbox.acknowledged(&after, s(1)).forgotten);
+        assert_eq!(pump(&mut outbox, s(1)).0, [3, 4, 5]);
     }
 
     #[test]
@@ -999,7 +1024,7 @@ mod tests {
             let mut ledger = Ledger::default();
             let mut rows = BTreeSet::new();
             let commit = |ledger: &Ledger, outbox: &mut Outbox, generation: u64, now: u64| {
-                let ack = Ack { store: "main".into(), generation: generation.to_string(), epochs: vec![ledger.ack(RUN)] };
+                let ack = Ack { store: "main".into(), generation: generation.to_string(), started: "s".into(), epochs: vec![ledger.ack(RUN)] };
                 outbox.acknowledged(&ack, s(now));
             };
             for step in steps {

@@ -18,7 +18,10 @@ use crate::{
     config::{self, BrokerUrl},
     delivery::{Ack, EpochAck, topic},
     moment::Moment,
-    mqtt::link::{self, Command, Event, Link, Will},
+    mqtt::{
+        gateway::random_bits,
+        link::{self, Command, Event, Link, Will},
+    },
     payload::{Envelope, Message, Refused},
     reading::escape,
 };
@@ -63,6 +66,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
     let role = Role {
         retain_at: Instant::now(),
         settings,
+        started: format!("{:032x}", random_bits()),
         database,
         link,
         connected: false,
@@ -108,6 +112,8 @@ async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<Broker
 
 struct Role {
     settings: Settings,
+    /// Random: see [`Ack::started`].
+    started: String,
     database: Sqlite,
     link: Link,
     connected: bool,
@@ -260,7 +266,12 @@ impl Role {
         {
             let Ok(room) = self.link.commands.try_reserve() else { return };
             let (gateway, epochs) = entry.remove_entry();
-            let ack = Ack { store: store.to_owned(), generation: self.database.generation().to_owned(), epochs };
+            let ack = Ack {
+                store: store.to_owned(),
+                generation: self.database.generation().to_owned(),
+                started: self.started.clone(),
+                epochs,
+            };
             room.send(Command::Publish {
                 topic: topic::ack(self.settings.mqtt.base_topic.as_str(), &gateway, store),
                 payload: ack.to_json(),
