@@ -333,7 +333,7 @@ impl Gateway {
                 topic::of_gateway(base, id, "replay"),
             )
         };
-        match link::start(&url, &client, mqtt, Will { topic: will, payload: "offline".into() }) {
+        match link::start(&url, &client, mqtt, Some(Will { topic: will, payload: "offline".into() })) {
             Ok(link) => self.link = Some(link),
             Err(error) => tracing::error!("{error}"),
         }

@@ -119,8 +119,8 @@ pub fn check(settings: &config::Mqtt) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// Starts a connection to `url` under the name `client_id`, which must differ between processes.
-pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Will) -> Result<Link, LinkError> {
+/// Starts a connection to `url` under the name `client_id`, which must differ between processes. Who only listens has no will.
+pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Option<Will>) -> Result<Link, LinkError> {
     let mut options = MqttOptions::new(client_id, url.host.clone(), url.port);
     options.set_keep_alive(Duration::from_secs(30));
     options.set_clean_session(true);
@@ -128,7 +128,9 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Wi
     // More is taken than sent: a packet that is too large breaks the connection, and one that the broker
     // retains would break it again each time. The store keeps such a message as refused instead.
     options.set_max_packet_size(32 * MAX_PACKET, MAX_PACKET);
-    options.set_last_will(LastWill::new(will.topic, will.payload, QoS::AtLeastOnce, true));
+    if let Some(will) = will {
+        options.set_last_will(LastWill::new(will.topic, will.payload, QoS::AtLeastOnce, true));
+    }
     if let Some(user) = &settings.user {
         options.set_credentials(user, password(settings)?);
     }

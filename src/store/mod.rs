@@ -106,7 +106,7 @@ async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<Broker
     let url = broker.wait_for(Option::is_some).await.ok()?.clone()?;
     let id = settings.store.id.as_str();
     let will = Will { topic: topic::of_store(settings.mqtt.base_topic.as_str(), id), payload: "offline".into() };
-    let link = link::start(&url, &format!("meterkast-store-{}", topic::level(id)), &settings.mqtt, will);
+    let link = link::start(&url, &format!("meterkast-store-{}", topic::level(id)), &settings.mqtt, Some(will));
     link.map_err(|error| tracing::error!("{error}")).ok()
 }
 
