@@ -7,6 +7,7 @@
 //! - The time of a report is the gateway's, since meters' clocks drift for years; the meter's own is in `info` as
 //!   `meter_time`. Nothing is read before the gateway's clock is synchronised, or ten minutes have passed; then
 //!   reports are marked as `unsynchronised`.
+//! - A connection to a converter in the network that stays mute while meters are asked is made anew: it may be half-open.
 //! - Meters that nobody wrote down are searched for once. Which meter was found at which address is remembered in a
 //!   file beside the journal, so that battery meters keep their rest over a restart.
 
@@ -33,6 +34,7 @@ use crate::{
     moment::Moment,
     plausible::Judge,
     port::{self, PortError, Wire},
+    pulse::Pulse,
     reading::{Clock, Info, Report},
 };
 
@@ -51,7 +53,14 @@ pub struct Source {
     pub clock: ClockTrust,
     /// Where is remembered what was found: a directory.
     pub memory: PathBuf,
+    /// How long a connection may bring no byte while meters are asked.
+    pub quiet: Duration,
+    /// Its sign of life.
+    pub pulse: Pulse,
 }
+
+/// The default of [`Source::quiet`]. Meters that are all absent do not answer either: it is no shorter than it need be.
+pub const QUIET: Duration = Duration::from_secs(60);
 
 /// Between attempts to open a port.
 const RETRY: Duration = Duration::from_secs(2);
@@ -71,13 +80,39 @@ pub struct Bus {
     master: Master,
     address: String,
     began: Instant,
+    /// When the last byte came, or it was opened.
+    byte_at: Instant,
+    /// Whether any byte came.
+    spoke: bool,
+    pulse: Pulse,
 }
 
 impl Bus {
     /// Opens the line.
     pub async fn open(address: &Address, baud: u32) -> Result<Self, PortError> {
         let wire = port::open_wire(address, baud).await?;
-        Ok(Self { wire, master: Master::new(baud), address: address.to_string(), began: Instant::now() })
+        let began = Instant::now();
+        Ok(Self {
+            wire,
+            master: Master::new(baud),
+            address: address.to_string(),
+            began,
+            byte_at: began,
+            spoke: false,
+            pulse: Pulse::default(),
+        })
+    }
+
+    /// Gives a sign of life at each turn of a job.
+    pub fn with_pulse(mut self, pulse: &Pulse) -> Self {
+        self.pulse = pulse.clone();
+        self
+    }
+
+    /// That it is a connection which brought no byte for so long.
+    fn is_mute(&self, quiet: Duration) -> Option<PortError> {
+        let is_mute = matches!(self.wire, Wire::Tcp(_)) && self.byte_at.elapsed() >= quiet;
+        is_mute.then(|| PortError::Mute { address: self.address.clone(), seconds: quiet.as_secs() })
     }
 
     /// Whether the converter sends back what it is sent.
@@ -102,6 +137,7 @@ impl Bus {
         }
         self.master.start(self.began.elapsed(), job);
         loop {
+            self.pulse.beat();
             while let Some(action) = self.master.poll_action() {
                 match action {
                     Action::Send(bytes) => match tokio::time::timeout(STALLED, self.wire.write(&bytes)).await {
@@ -122,6 +158,7 @@ impl Bus {
                 read = self.wire.read(&mut buffer) => match read {
                     Ok(0) => return Err(self.broken("the other end closed it")),
                     Ok(count) => {
+                        (self.byte_at, self.spoke) = (Instant::now(), true);
                         self.master.handle_bytes(self.began.elapsed(), buffer.get(..count).unwrap_or_default());
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -149,6 +186,8 @@ pub async fn read(source: Source, out: mpsc::Sender<Gathered>) {
         schedule: None,
         meters: source.bus.meters.clone(),
         began: Instant::now(),
+        trouble: None,
+        is_told: false,
         source,
         name,
         out,
@@ -170,33 +209,54 @@ struct Reader {
     remembered: BTreeMap<String, String>,
     schedule: Option<Schedule>,
     began: Instant,
+    /// What was last said to be wrong with the line.
+    trouble: Option<PortError>,
+    /// Whether it was said that the line is open.
+    is_told: bool,
 }
 
 impl Reader {
     async fn send(&self, what: What) -> Result<(), Gone> {
-        self.out.send(Gathered { port: self.name.clone(), what }).await.map_err(|_| Gone)
+        // The gateway answers for itself.
+        self.source.pulse.rest();
+        let sent = self.out.send(Gathered { port: self.name.clone(), what }).await;
+        self.source.pulse.beat();
+        sent.map_err(|_| Gone)
+    }
+
+    async fn tell_open(&mut self) -> Result<(), Gone> {
+        (self.trouble, self.is_told) = (None, true);
+        self.source.pulse.say("open");
+        self.send(What::Opened(None)).await
     }
 
     async fn run(&mut self) -> Result<(), Gone> {
         self.wait_for_clock(is_synchronised, CLOCK_PATIENCE, CLOCK_LOOK).await?;
-        let mut trouble: Option<PortError> = None;
+        // The last time that it was open it broke before anything was done.
+        let mut hollow = false;
         loop {
+            self.source.pulse.beat();
+            self.is_told = false;
             let error = match Bus::open(&self.source.bus.port, self.source.bus.baud).await {
-                Ok(mut bus) => {
-                    trouble = None;
-                    self.send(What::Opened(None)).await?;
-                    match self.serve(&mut bus).await? {
-                        Ok(never) => match never {},
-                        Err(error) => error,
+                Ok(bus) => {
+                    let mut bus = bus.with_pulse(&self.source.pulse);
+                    // One that breaks again and again, or stands and is mute, is no news.
+                    if !hollow && !matches!(self.trouble, Some(PortError::Mute { .. })) {
+                        self.tell_open().await?;
                     }
+                    let Err(error) = self.serve(&mut bus).await?;
+                    hollow = !self.is_told || !bus.spoke;
+                    error
                 }
                 Err(error) => error,
             };
             // Said once for each kind of trouble, not at each attempt.
-            if trouble.as_ref() != Some(&error) {
-                self.send(What::Lost(error.clone())).await?;
-                trouble = Some(error);
+            if self.trouble.as_ref() != Some(&error) {
+                self.source.pulse.say(error.to_string());
+                self.trouble = Some(error.clone());
+                self.send(What::Lost(error)).await?;
             }
+            self.source.pulse.wait(RETRY);
             tokio::time::sleep(RETRY).await;
             if self.out.is_closed() {
                 return Err(Gone);
@@ -213,6 +273,7 @@ impl Reader {
         if self.source.clock == ClockTrust::Always || is_synchronised().await {
             return Ok(());
         }
+        self.source.pulse.say("waits for this machine's clock");
         self.send(What::Note(
             "waits until this machine's clock is synchronised, ten minutes at most; with [gateway] clock = \"always\" it would not"
                 .to_owned(),
@@ -240,6 +301,7 @@ impl Reader {
                 if let Err(error) = self.find(bus).await? {
                     return Ok(Err(error));
                 }
+                self.has_served(bus).await?;
                 continue;
             }
             let elapsed = self.began.elapsed();
@@ -247,6 +309,7 @@ impl Reader {
             let index = match due {
                 Due::Now(index) => index,
                 Due::At(at) => {
+                    self.source.pulse.wait(at.saturating_sub(elapsed));
                     tokio::select! {
                         () = tokio::time::sleep_until(self.began + at) => {}
                         () = self.out.closed() => return Err(Gone),
@@ -284,6 +347,8 @@ impl Reader {
                 Outcome::Heard(_) | Outcome::Sent => None,
             };
             let elapsed = self.began.elapsed();
+            self.has_served(bus).await?;
+            let mute = matches!(trouble, Some(Trouble::Silent)).then(|| bus.is_mute(self.source.quiet)).flatten();
             let came = match &trouble {
                 None => Came::Readings,
                 Some(Trouble::Silent | Trouble::Low | Trouble::Busy) => Came::Nothing,
@@ -291,7 +356,18 @@ impl Reader {
             };
             self.schedule(elapsed).done(index, elapsed, came);
             self.send(What::Asked { meter: meter.address.to_string().into(), trouble }).await?;
+            if let Some(error) = mute {
+                return Ok(Err(error));
+            }
         }
+    }
+
+    /// A job was carried out: the line is open, where that was in doubt. A connection that was mute has to speak first.
+    async fn has_served(&mut self, bus: &Bus) -> Result<(), Gone> {
+        if !self.is_told && (bus.spoke || !matches!(self.trouble, Some(PortError::Mute { .. }))) {
+            self.tell_open().await?;
+        }
+        Ok(())
     }
 
     /// The schedule; made when the meters are known, with what is known of their last readings.
@@ -348,6 +424,7 @@ impl Reader {
             self.send(What::Note(text)).await?;
         }
         self.remember(&target, &report.meter).await?;
+        self.source.pulse.moved();
         self.send(What::Telegram { reports: vec![report], received_at, restored: false }).await?;
         Ok(None)
     }
@@ -414,9 +491,13 @@ impl Reader {
         self.meters = spoke.chain(mute).map(Meter::at).collect();
         if self.meters.is_empty() {
             self.send(What::Note("found no meter; searches again in an hour".to_owned())).await?;
+            self.source.pulse.wait(SEARCH_AGAIN);
             tokio::select! {
                 () = tokio::time::sleep(SEARCH_AGAIN) => {}
                 () = self.out.closed() => return Err(Gone),
+            }
+            if let Some(error) = bus.is_mute(self.source.quiet) {
+                return Ok(Err(error));
             }
         } else {
             self.send(What::Note(format!("the search is over: {} meters are read from now on", self.meters.len())))
@@ -552,6 +633,8 @@ mod tests {
             gateway: "gw-1".into(),
             clock,
             memory: PathBuf::from("/nonexistent"),
+            quiet: QUIET,
+            pulse: Pulse::default(),
         };
         let reader = Reader {
             clock: Clock::Gateway,
@@ -559,6 +642,8 @@ mod tests {
             schedule: None,
             meters: source.bus.meters.clone(),
             began: Instant::now(),
+            trouble: None,
+            is_told: false,
             name: "mbus".into(),
             source,
             out,
@@ -596,6 +681,53 @@ mod tests {
             };
             assert_eq!((report.clock, report.meter.as_str()), (clock, "gw-1.mbus.1"));
         }
+    }
+
+    /// Answers as a meter at address 1 would.
+    async fn answer(mut stream: tokio::net::TcpStream) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let data = mbus::Frame::Long { control: 8, address: 1, ci: 0x78, data: &[0x02, 0x13, 1, 0] }.emit();
+        let mut buffer = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            let reset = buffer[..count].contains(&0x40);
+            let _ = stream.write_all(if reset { &[0xE5] } else { &data }).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_mute_is_made_anew_and_said_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text = format!(
+            "[[mbus]]\nport = \"tcp://{}\"\nbaud = 9600\ninterval = \"1s\"\n[[mbus.meter]]\naddress = 1\n",
+            listener.local_addr().unwrap()
+        );
+        let (reader, mut gathered) = reader(ClockTrust::Always);
+        let bus = Config::parse(&text, "c").unwrap().mbus[0].clone();
+        let source = Source { bus, quiet: Duration::from_millis(100), ..reader.source };
+        tokio::spawn(read(source, reader.out));
+        let speak = tokio::spawn(async move {
+            // Three that are half-open, then one that speaks.
+            let mut open = Vec::new();
+            for _ in 0..3 {
+                open.push(listener.accept().await.unwrap().0);
+            }
+            loop {
+                answer(listener.accept().await.unwrap().0).await;
+            }
+        });
+        let mut told = Vec::new();
+        while told.last().is_none_or(|word| word != "read") {
+            let next = tokio::time::timeout(Duration::from_secs(60), gathered.recv());
+            match next.await.expect("nothing comes").unwrap().what {
+                What::Opened(None) => told.push("open".to_owned()),
+                What::Lost(PortError::Mute { .. }) => told.push("mute".to_owned()),
+                What::Asked { trouble: None, .. } => told.push("read".to_owned()),
+                What::Asked { .. } | What::Telegram { .. } | What::Note(_) => {}
+                other => told.push(format!("{other:?}")),
+            }
+        }
+        assert_eq!(told, ["open", "mute", "open", "read"]);
+        speak.abort();
     }
 
     #[test]

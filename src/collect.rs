@@ -4,7 +4,8 @@
 //! what was rejected, and what became of the port. Readings that are not believed are flagged. A report that says nothing new (a slave meter whose
 //! time has not changed) is left out.
 //!
-//! On a serial line that gives no valid telegram the other line settings are tried in turn.
+//! On a serial line that gives no valid telegram the other line settings are tried in turn. A connection that brings no byte
+//! is made anew. A port that falls silent, and one that breaks again and again, is said once, until it has given a telegram.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ use crate::{
     p1::{Dialect, Form, Key, LineEnds, Reader, Rejected, Transcript},
     plausible::Judge,
     port::{self, Kind, LineSettings, Port, PortError},
+    pulse::Pulse,
     reading::{Clock, Report},
 };
 
@@ -49,6 +51,11 @@ pub enum What {
     /// The line gave no telegram with either of its settings; it is listened to further.
     Silent {
         /// Whether bytes came at all.
+        bytes: bool,
+    },
+    /// There were telegrams, and for [`Patience::quiet`] there have been none; it is listened to further.
+    Quiet {
+        /// Whether bytes still come.
         bytes: bool,
     },
     /// A file that was not the raw bytes of a port.
@@ -101,15 +108,39 @@ pub struct Source {
     pub gateway: Arc<str>,
     /// For files.
     pub pace: Pace,
+    /// How long a port may be silent.
+    pub patience: Patience,
+    /// Its sign of life.
+    pub pulse: Pulse,
 }
 
-/// How long a silent serial line is listened to before the other settings are tried: two telegrams of
-/// the slowest meters.
-const SETTINGS_TRIAL: Duration = Duration::from_secs(25);
-/// The same once a telegram was read with the settings in force: then silence is rather the meter's.
-const SETTINGS_PROVEN: Duration = Duration::from_secs(300);
-/// Between attempts to open a port.
-const RETRY: Duration = Duration::from_secs(2);
+/// How long a port may be silent.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// A serial line, before the other settings are tried: two telegrams of the slowest meters.
+    pub trial: Duration,
+    /// The same once a telegram was read with the settings in force: then silence is rather the meter's.
+    pub proven: Duration,
+    /// Any live port, before its silence is said, and a connection, before it is made anew. The slowest meters send every 10 s
+    /// and some pause for a few telegrams; and who looks for the fault stands before the meter, and does not wait longer.
+    pub quiet: Duration,
+    /// Between attempts to open a port.
+    pub retry: Duration,
+    /// A port that broke before it gave a telegram counts as open when it has stood this long.
+    pub steady: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            trial: Duration::from_secs(25),
+            proven: Duration::from_secs(300),
+            quiet: Duration::from_secs(60),
+            retry: Duration::from_secs(2),
+            steady: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Reads a port until its input ends, or the receiver of `out` is gone. Cancel-safe at every byte: what
 /// was accepted has been sent.
@@ -123,64 +154,51 @@ pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
         proven: false,
         bytes: false,
         silent: 0,
+        told: Told::Nothing,
+        hollow: false,
         source,
         out,
     };
-    let mut trouble: Option<PortError> = None;
-    loop {
-        let ended = match port::open(&reader.source.address, reader.settings).await {
-            Ok(port) => {
-                let (kind, settings) = (port.kind, reader.settings);
-                // A change of line settings is no news of the port.
-                if trouble.take().is_some() || reader.silent == 0 {
-                    let _ = reader.send(What::Opened((kind == Kind::Serial).then_some(settings))).await;
-                }
-                reader.read(port).await
-            }
-            Err(error) => Ended::Lost(error),
-        };
-        match ended {
-            Ended::Gone => return,
-            Ended::Finite => {
-                let _ = reader.send(What::Ended).await;
-                return;
-            }
-            Ended::Silent => {
-                reader.settings = reader.settings.other();
-                reader.proven = false;
-                reader.silent = reader.silent.saturating_add(1);
-                // Both settings were tried: said once, until a telegram comes.
-                if reader.silent == 2 && reader.send(What::Silent { bytes: reader.bytes }).await.is_err() {
-                    return;
-                }
-            }
-            Ended::Lost(error) => {
-                // Said once for each kind of trouble, not at each attempt.
-                if trouble.as_ref() != Some(&error) {
-                    if reader.send(What::Lost(error.clone())).await.is_err() {
-                        return;
-                    }
-                    trouble = Some(error);
-                }
-                tokio::time::sleep(RETRY).await;
-                if reader.out.is_closed() {
-                    return;
-                }
-            }
-        }
-    }
+    // Whoever does not listen any more has ended it.
+    let _ = reader.run().await;
 }
+
+/// Nobody listens any more.
+struct Gone;
 
 /// Why reading stopped.
 enum Ended {
-    /// Nobody listens any more.
-    Gone,
     /// End of a file.
     Finite,
     /// No telegram with these line settings.
     Silent,
     /// The port vanished or broke.
     Lost(PortError),
+}
+
+/// What was last said of a port.
+#[derive(Debug, PartialEq)]
+enum Told {
+    Nothing,
+    /// It is open, so silent.
+    Open(Option<LineSettings>),
+    /// It is silent.
+    Silent,
+    /// It cannot be read.
+    Lost(PortError),
+}
+
+/// What is due when nothing comes.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    /// It has stood long enough to be called open.
+    Steady,
+    /// Its silence is said.
+    Quiet,
+    /// The other line settings are tried.
+    Settings,
+    /// The connection is made anew.
+    Mute,
 }
 
 struct Collector {
@@ -200,29 +218,144 @@ struct Collector {
     bytes: bool,
     /// How many times the line settings were changed since the last telegram.
     silent: u32,
+    /// What was last said of the port.
+    told: Told,
+    /// The last time that it was open it ended without a telegram.
+    hollow: bool,
 }
 
 impl Collector {
-    async fn send(&self, what: What) -> Result<(), ()> {
-        self.out.send(Gathered { port: self.source.name.clone(), what }).await.map_err(|_| ())
+    async fn run(&mut self) -> Result<(), Gone> {
+        loop {
+            self.source.pulse.beat();
+            if port::is_pipe(&self.source.address) {
+                self.source.pulse.say("waits for somebody to write into the pipe");
+                self.source.pulse.rest();
+            }
+            let ended = match port::open(&self.source.address, self.settings).await {
+                Ok(port) => {
+                    // One that breaks again and again, or stands and is silent, is no news.
+                    let is_open = match self.told {
+                        Told::Nothing => true,
+                        Told::Lost(PortError::Mute { .. }) | Told::Open(_) | Told::Silent => false,
+                        Told::Lost(_) => !self.hollow,
+                    };
+                    if is_open {
+                        self.tell_open(port.kind).await?;
+                    }
+                    self.hollow = true;
+                    self.read(port).await?
+                }
+                Err(error) => Ended::Lost(error),
+            };
+            match ended {
+                Ended::Finite => return self.send(What::Ended).await,
+                Ended::Silent => {
+                    self.settings = self.settings.other();
+                    self.proven = false;
+                    self.silent = self.silent.saturating_add(1);
+                    // Both settings were tried: said once, until a telegram comes.
+                    if self.silent == 2 {
+                        self.source.pulse.say("gives no telegram");
+                        self.told = Told::Silent;
+                        self.send(What::Silent { bytes: self.bytes }).await?;
+                    }
+                }
+                Ended::Lost(error) => {
+                    // Said once for each kind of trouble, not at each attempt.
+                    if self.told != Told::Lost(error.clone()) {
+                        self.source.pulse.say(error.to_string());
+                        self.told = Told::Lost(error.clone());
+                        self.silent = 0;
+                        self.send(What::Lost(error)).await?;
+                    }
+                    self.source.pulse.wait(self.source.patience.retry);
+                    tokio::time::sleep(self.source.patience.retry).await;
+                    if self.out.is_closed() {
+                        return Err(Gone);
+                    }
+                }
+            }
+        }
     }
 
-    async fn read(&mut self, mut port: Port) -> Ended {
+    async fn send(&self, what: What) -> Result<(), Gone> {
+        // The gateway answers for itself.
+        self.source.pulse.rest();
+        let sent = self.out.send(Gathered { port: self.source.name.clone(), what }).await;
+        self.source.pulse.beat();
+        sent.map_err(|_| Gone)
+    }
+
+    /// Says that the port is open, where that is news.
+    async fn tell_open(&mut self, kind: Kind) -> Result<(), Gone> {
+        let settings = (kind == Kind::Serial).then_some(self.settings);
+        if self.told == Told::Open(settings) {
+            return Ok(());
+        }
+        self.told = Told::Open(settings);
+        let how = settings.map_or(String::new(), |settings| format!(" at {}", settings.name()));
+        self.source.pulse.say(format!("open{how}"));
+        self.send(What::Opened(settings)).await
+    }
+
+    /// What is due next on a live port, and when. `opened`, and when the last telegram and the last byte came.
+    fn due(&self, kind: Kind, opened: Instant, heard: Instant, byte_at: Instant) -> Option<(Instant, Due)> {
+        let Patience { trial, proven, quiet, steady, .. } = self.source.patience;
+        let last = match kind {
+            Kind::Finite => return None,
+            Kind::Serial => (heard + if self.proven { proven } else { trial }, Due::Settings),
+            Kind::Tcp => (byte_at + quiet, Due::Mute),
+        };
+        // Before the first telegram of a serial line its settings are in doubt, and that is said in time.
+        let is_quiet = self.told != Told::Silent && (self.proven || kind == Kind::Tcp);
+        let quiet = is_quiet.then_some((heard + quiet, Due::Quiet));
+        let is_doubted = matches!(&self.told, Told::Lost(error) if !matches!(error, PortError::Mute { .. }));
+        let steady = is_doubted.then_some((opened + steady, Due::Steady));
+        // Of two at once the first: a silent connection is made anew, and that says enough.
+        [Some(last), quiet, steady].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    async fn read(&mut self, mut port: Port) -> Result<Ended, Gone> {
         let mut buffer = vec![0u8; 16 * 1024];
-        let mut heard = Instant::now();
+        let opened = Instant::now();
+        let (mut heard, mut byte_at) = (opened, opened);
         // Only files are written down in other forms.
         self.source.judge.set_live(port.kind != Kind::Finite);
         let mut transcript = (port.kind == Kind::Finite).then(Transcript::new);
         loop {
-            let silence = if self.proven { SETTINGS_PROVEN } else { SETTINGS_TRIAL };
             let bytes = port.bytes.read(&mut buffer);
-            let read = if port.kind == Kind::Serial {
-                let Ok(read) = tokio::time::timeout_at(heard + silence, bytes).await else {
-                    return Ended::Silent;
-                };
-                read
-            } else {
-                bytes.await
+            let read = match self.due(port.kind, opened, heard, byte_at) {
+                Some((at, due)) => {
+                    self.source.pulse.wait(at.saturating_duration_since(Instant::now()));
+                    match (tokio::time::timeout_at(at, bytes).await, due) {
+                        (Ok(read), _) => read,
+                        (Err(_), Due::Steady) => {
+                            self.tell_open(port.kind).await?;
+                            continue;
+                        }
+                        (Err(_), Due::Quiet) => {
+                            self.source.pulse.say("silent");
+                            self.told = Told::Silent;
+                            let bytes = byte_at.elapsed() < self.source.patience.quiet / 2;
+                            self.send(What::Quiet { bytes }).await?;
+                            continue;
+                        }
+                        (Err(_), Due::Settings) => return Ok(Ended::Silent),
+                        (Err(_), Due::Mute) => {
+                            // A piece of a telegram does not go on in the next connection.
+                            self.reader.end();
+                            self.drain(port.kind).await?;
+                            let address = self.source.address.to_string();
+                            let seconds = self.source.patience.quiet.as_secs();
+                            return Ok(Ended::Lost(PortError::Mute { address, seconds }));
+                        }
+                    }
+                }
+                None => {
+                    self.source.pulse.rest();
+                    bytes.await
+                }
             };
             let ended = match read {
                 Ok(0) if port.kind == Kind::Finite => Some(Ended::Finite),
@@ -234,6 +367,7 @@ impl Collector {
                         None => self.reader.push(read),
                     }
                     self.bytes = true;
+                    byte_at = Instant::now();
                     None
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => None,
@@ -242,30 +376,22 @@ impl Collector {
             if ended.is_some() {
                 if let Some(transcript) = &mut transcript {
                     // What was read before the end.
-                    if self.drain(port.kind != Kind::Finite).await.is_err() {
-                        return Ended::Gone;
-                    }
+                    self.drain(port.kind).await?;
                     self.reader.push(&transcript.end());
                     let (form, left_out) = (transcript.form().unwrap_or(Form::Raw), transcript.left_out());
-                    if form != Form::Raw && self.send(What::ReadAs { form, left_out }).await.is_err() {
-                        return Ended::Gone;
+                    if form != Form::Raw {
+                        self.send(What::ReadAs { form, left_out }).await?;
                     }
                 }
                 self.reader.end();
             }
-            match self.drain(port.kind != Kind::Finite).await {
-                Ok(true) => {
-                    heard = Instant::now();
-                    if self.silent > 1 && self.send(What::Opened(Some(self.settings))).await.is_err() {
-                        return Ended::Gone;
-                    }
-                    (self.proven, self.bytes, self.silent) = (true, false, 0);
-                }
-                Ok(false) => {}
-                Err(()) => return Ended::Gone,
+            if self.drain(port.kind).await? {
+                heard = Instant::now();
+                self.source.pulse.moved();
+                (self.proven, self.bytes, self.silent, self.hollow) = (true, false, 0, false);
             }
             if let Some(ended) = ended {
-                return ended;
+                return Ok(ended);
             }
         }
     }
@@ -278,16 +404,17 @@ impl Collector {
     }
 
     /// Sends on what the framer has. Returns whether a telegram was accepted.
-    async fn drain(&mut self, port_is_live: bool) -> Result<bool, ()> {
+    async fn drain(&mut self, kind: Kind) -> Result<bool, Gone> {
         let mut accepted = false;
         while let Some(piece) = self.reader.poll() {
             match piece {
                 Ok(telegram) => {
                     accepted = true;
+                    self.tell_open(kind).await?;
                     let restored = telegram.line_ends == LineEnds::Restored;
                     let decoded = telegram.decoded;
                     self.keep_pace(decoded.reports.first().and_then(|report| report.measured_at)).await;
-                    let received_at = self.received_at(port_is_live);
+                    let received_at = self.received_at(kind != Kind::Finite);
                     let (gateway, name) = (self.source.gateway.clone(), self.source.name.clone());
                     let mut reports = Vec::with_capacity(decoded.reports.len());
                     let mut clock_off = None;
@@ -307,7 +434,10 @@ impl Collector {
                 }
                 Err(rejected) => {
                     // What has a form of its own proves the line settings, though it cannot be read.
-                    accepted |= rejected.reason.is_readable();
+                    if rejected.reason.is_readable() {
+                        accepted = true;
+                        self.tell_open(kind).await?;
+                    }
                     self.send(What::Rejected(rejected)).await?;
                 }
             }
@@ -372,4 +502,161 @@ impl Collector {
 pub(crate) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
+    use tokio_serial::{SerialPort, SerialStream};
+
+    use super::*;
+    use crate::p1::Writer;
+
+    fn telegram() -> Vec<u8> {
+        Writer::new("XYZ5 silence").line("1-3:0.2.8(50)").line("1-0:1.8.1(000001.000*kWh)").finish(true)
+    }
+
+    /// Reads a port with little patience.
+    fn read(address: &str, quiet: u64) -> mpsc::Receiver<Gathered> {
+        let ms = Duration::from_millis;
+        let patience =
+            Patience { trial: ms(300), proven: ms(3000), quiet: ms(quiet), retry: ms(5), steady: ms(100_000) };
+        let source = Source {
+            name: "p1".into(),
+            address: Address::parse(address).unwrap(),
+            dialect: None,
+            key: None,
+            judge: Judge::default(),
+            gateway: "gw-1".into(),
+            pace: Pace::Unbounded,
+            patience,
+            pulse: Pulse::default(),
+        };
+        let (out, gathered) = mpsc::channel(256);
+        tokio::spawn(collect(source, out));
+        gathered
+    }
+
+    /// What the port brings next, in a word; pieces that are rejected are left out.
+    async fn next(gathered: &mut mpsc::Receiver<Gathered>) -> String {
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(60), gathered.recv());
+            return match next.await.expect("nothing comes").unwrap().what {
+                What::Telegram { .. } => "telegram".to_owned(),
+                What::Opened(settings) => format!("open {}", settings.map_or("", LineSettings::name)),
+                What::Quiet { bytes } => format!("quiet {bytes}"),
+                What::Silent { bytes } => format!("silent {bytes}"),
+                What::Lost(PortError::Mute { .. }) => "mute".to_owned(),
+                What::Lost(error) => format!("lost: {error}"),
+                What::Rejected(_) => continue,
+                other => format!("{other:?}"),
+            };
+        }
+    }
+
+    async fn listen() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        (listener, address)
+    }
+
+    async fn accept(listener: &TcpListener, bytes: &[u8]) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_mute_is_made_anew_and_said_once() {
+        let (listener, address) = listen().await;
+        let mut gathered = read(&address, 300);
+        // None is closed: they are half-open.
+        let mut open = vec![accept(&listener, &telegram()).await];
+        for expected in ["open ", "telegram", "mute"] {
+            assert_eq!(next(&mut gathered).await, expected);
+        }
+        for _ in 0..3 {
+            open.push(accept(&listener, b"").await);
+        }
+        let speak = tokio::spawn(async move {
+            loop {
+                open.push(accept(&listener, &telegram()).await);
+            }
+        });
+        // Nothing was said of the three in between.
+        assert_eq!(next(&mut gathered).await, "open ");
+        assert_eq!(next(&mut gathered).await, "telegram");
+        speak.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_brings_no_telegrams_is_said_once() {
+        let (listener, address) = listen().await;
+        let mut gathered = read(&address, 2000);
+        let mut stream = accept(&listener, &telegram()).await;
+        let mut noise = tokio::time::interval(Duration::from_millis(10));
+        let mut seen = Vec::new();
+        // Noise for a while behind the first word of it, and then telegrams.
+        let mut after = 0;
+        while seen.len() < 5 {
+            tokio::select! {
+                word = next(&mut gathered) => seen.push(word),
+                _ = noise.tick() => {
+                    after += u32::from(seen.iter().any(|word| word == "quiet true"));
+                    let bytes = if after > 60 { telegram() } else { b"noise\r\n".to_vec() };
+                    stream.write_all(&bytes).await.unwrap();
+                }
+            }
+        }
+        assert_eq!(seen, ["open ", "telegram", "quiet true", "open ", "telegram"]);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_closed_again_and_again_is_said_once() {
+        let (listener, address) = listen().await;
+        let mut gathered = read(&address, 300);
+        for _ in 0..10 {
+            // As ser2net answers a second client.
+            drop(accept(&listener, b"Port already in use\r\n").await);
+        }
+        let kept = accept(&listener, &telegram()).await;
+        let reason = "was lost (the other end closed it); it is opened again as soon as it is back";
+        assert_eq!(next(&mut gathered).await, "open ");
+        let lost = next(&mut gathered).await;
+        assert!(lost.ends_with(reason) || lost.contains("reset"), "{lost}");
+        // A reset may be told, too, where the system gave one.
+        let mut word = next(&mut gathered).await;
+        while word.starts_with("lost") {
+            word = next(&mut gathered).await;
+        }
+        assert_eq!((word.as_str(), next(&mut gathered).await.as_str()), ("open ", "telegram"));
+        drop(kept);
+    }
+
+    #[tokio::test]
+    async fn a_serial_line_that_falls_silent_is_said_and_its_end_too() {
+        let (mut meter, device) = SerialStream::pair().unwrap();
+        let address = device.name().unwrap();
+        drop(device);
+        let mut gathered = read(&address, 300);
+        assert_eq!(next(&mut gathered).await, "open 115200 8N1");
+        for _ in 0..2 {
+            meter.write_all(&telegram()).await.unwrap();
+            let mut word = next(&mut gathered).await;
+            // The second time it is open again, with whatever settings were on trial.
+            if word.starts_with("open") {
+                word = next(&mut gathered).await;
+            }
+            assert_eq!(word, "telegram");
+            assert_eq!(next(&mut gathered).await, "quiet false");
+        }
+        // Later, when both settings were tried, that nothing comes at all.
+        assert_eq!(next(&mut gathered).await, "silent false");
+        meter.write_all(&telegram()).await.unwrap();
+        assert!(next(&mut gathered).await.starts_with("open "));
+        assert_eq!(next(&mut gathered).await, "telegram");
+    }
 }

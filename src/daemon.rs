@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     bus,
-    collect::{self, Gathered, Pace, Source},
+    collect::{self, Gathered, Pace, Patience, Source},
     config::{self, BrokerUrl, Config},
     journal::JournalError,
     mqtt::{
@@ -24,6 +24,7 @@ use crate::{
     p1::Key,
     plausible::Judge,
     port::{self, KeyError},
+    pulse::{Pulse, Pulses},
     reading::Report,
     store,
 };
@@ -106,6 +107,7 @@ impl Daemon {
         if config.mqtt.url.is_none() {
             start_broker(config, manner.share_broker, broker_out).await;
         }
+        let mut pulses = Pulses::default();
         let (stop_store, stop) = watch::channel(false);
         let store = config.store.clone().map(|store| {
             let settings = store::Settings { store, mqtt: config.mqtt.clone() };
@@ -177,6 +179,8 @@ impl Daemon {
             };
             self.ports.spawn(bus::read(source, input));
         }
+                patience: Patience::default(),
+                pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
     }
 
     /// Stops in the order of the data: ports, gateway (which sends or waits as it was told), store
@@ -190,10 +194,12 @@ impl Daemon {
         };
         let _ = self.stop_store.send(true);
         if let Some(store) = self.store.take()
-            && let Err(error) = tokio::time::timeout(Duration::from_secs(8), store).await
+            && tokio::time::timeout(patience, store).await.is_err()
         {
-            tracing::error!("the store did not stop in time ({error}); what it had not committed comes again");
+            tracing::error!("the store did not stop in time; what it had not committed comes again");
         }
+                quiet: bus::QUIET,
+                pulse: self.pulses.add(Pulse::new(bus.name.as_str(), PAUSE)),
         summary
     }
 }

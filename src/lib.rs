@@ -22,6 +22,8 @@ pub mod simulate;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+pub mod pulse;
+#[cfg(feature = "daemon")]
 pub mod port;
 #[cfg(feature = "daemon")]
 pub mod collect;

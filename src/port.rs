@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tokio::{
@@ -114,6 +115,17 @@ pub enum PortError {
         /// What the system says.
         reason: String,
     },
+    /// A connection that stands, and brings nothing.
+    #[error(
+        "{address}: nothing was received for {seconds} s: do the reader there and the meter have power, and is the cable in? It is \
+         connected anew every {seconds} s"
+    )]
+    Mute {
+        /// The port.
+        address: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// Anything else.
     #[error("{address}: {reason}")]
     Other {
@@ -124,14 +136,23 @@ pub enum PortError {
     },
 }
 
+/// How long a connection may take. The system would try for two minutes.
+const CONNECT: Duration = Duration::from_secs(10);
+
+async fn connect(target: &str) -> Result<TcpStream, PortError> {
+    let reason = match tokio::time::timeout(CONNECT, TcpStream::connect(target)).await {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
+    };
+    Err(PortError::Unreachable { address: target.to_owned(), reason })
+}
+
 /// Opens a port.
 pub async fn open(address: &Address, settings: LineSettings) -> Result<Port, PortError> {
     match address {
         Address::Stdin => Ok(Port { bytes: Box::new(tokio::io::stdin()), kind: Kind::Finite }),
-        Address::Tcp(target) => match tokio::net::TcpStream::connect(target).await {
-            Ok(stream) => Ok(Port { bytes: Box::new(stream), kind: Kind::Tcp }),
-            Err(error) => Err(PortError::Unreachable { address: target.clone(), reason: error.to_string() }),
-        },
+        Address::Tcp(target) => Ok(Port { bytes: Box::new(connect(target).await?), kind: Kind::Tcp }),
         Address::Path(path) => {
             let metadata = std::fs::metadata(path).map_err(|error| explain(path, &error))?;
             if metadata.file_type().is_char_device() {
@@ -145,6 +166,11 @@ pub async fn open(address: &Address, settings: LineSettings) -> Result<Port, Por
             }
         }
     }
+}
+
+/// Whether opening it waits until somebody writes.
+pub fn is_pipe(address: &Address) -> bool {
+    matches!(address, Address::Path(path) if std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()))
 }
 
 /// A line that bytes go both ways over: to the converter of a bus.
@@ -161,14 +187,12 @@ pub async fn open_wire(address: &Address, baud: u32) -> Result<Wire, PortError> 
     let other = |reason: &str| PortError::Other { address: address.to_string(), reason: reason.to_owned() };
     match address {
         Address::Stdin => Err(other("is no bus: it cannot be written to")),
-        Address::Tcp(target) => match TcpStream::connect(target).await {
-            Ok(stream) => {
-                // A request is one small packet, and waits for nothing.
-                let _ = stream.set_nodelay(true);
-                Ok(Wire::Tcp(stream))
-            }
-            Err(error) => Err(PortError::Unreachable { address: target.clone(), reason: error.to_string() }),
-        },
+        Address::Tcp(target) => {
+            let stream = connect(target).await?;
+            // A request is one small packet, and waits for nothing.
+            let _ = stream.set_nodelay(true);
+            Ok(Wire::Tcp(stream))
+        }
         Address::Path(path) => {
             let metadata = std::fs::metadata(path).map_err(|error| explain(path, &error))?;
             if !metadata.file_type().is_char_device() {

@@ -7,12 +7,13 @@ use tokio::sync::mpsc;
 
 use super::{Failure, Folder, Outcome, Output, asked_to_end};
 use crate::{
-    collect::{self, Gathered, Pace, Source, What},
+    collect::{self, Gathered, Pace, Patience, Source, What},
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
     p1::{Dialect, Key},
     plausible::{Connection, Judge},
     port::read_key,
+    pulse::Pulse,
 };
 
 /// How long nothing may be confirmed before the store is given up.
@@ -173,6 +174,8 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, like: &Like) -> Counts {
             judge: Judge::new(like.limit),
             gateway: daemon.gateway_id.clone(),
             pace: arguments.speed,
+            patience: Patience::default(),
+            pulse: Pulse::default(),
         };
         let (out, mut gathered) = mpsc::channel(256);
         let reading = tokio::spawn(collect::collect(source, out));
@@ -203,6 +206,7 @@ async fn feed(arguments: &Arguments, daemon: &Daemon, like: &Like) -> Counts {
                 | What::Silent { .. }
                 | What::Asked { .. }
                 | What::Note(_)
+                | What::Quiet { .. }
                 | What::Ended => {}
             }
             if input.send(Gathered { port, what }).await.is_err() {

@@ -12,13 +12,14 @@ use tokio::sync::mpsc;
 use super::{Failure, Outcome, Output, asked_to_end};
 use crate::{
     bus::{self, Bus},
-    collect::{self, Pace, What},
+    collect::{self, Pace, Patience, What},
     config::{Address, TIMEOUTS, parse_duration},
     mbus::{
         self, Pattern, Secondary, Target, Timing,
         scan::{Finding, Search},
     },
     plausible::Judge,
+    pulse::Pulse,
     reading::{Medium, Report, escape},
 };
 
@@ -142,6 +143,8 @@ async fn listen(port: &Address) -> Result<Option<String>, Failure> {
         judge: Judge::default(),
         gateway: "scan".into(),
         pace: Pace::Unbounded,
+        patience: Patience::default(),
+        pulse: Pulse::default(),
     };
     let reading = tokio::spawn(collect::collect(source, out));
     let telegram = async {

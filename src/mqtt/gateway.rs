@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     MAX_PACKET,
     board::Board,
-    health::Health,
+    health::{self, Health},
     link::{self, Command, Event, Link, Tag, Will},
 };
 use crate::{
@@ -242,7 +242,7 @@ impl Gateway {
             shown: HashMap::new(),
             underway: HashMap::new(),
             next_tag: 0,
-            health: Health { changed: true, ..Health::default() },
+            health: Health::default(),
             confirmed_at: Duration::ZERO,
             unconfirmed_said: false,
             settings,
@@ -351,6 +351,7 @@ impl Gateway {
                         self.health.unknown = self.health.unknown.saturating_add(report.unknown.len() as u64);
                         let suspect = report.readings.iter().filter(|reading| reading.suspect.is_some()).count();
                         self.health.suspect = self.health.suspect.saturating_add(suspect as u64);
+                    self.health.telegram(&port);
                         self.health.changed |= suspect > 0;
                         self.accept(report, received_at);
                     }
@@ -373,13 +374,7 @@ impl Gateway {
                     self.port(&port, format!("open{how}"));
                 }
                 What::Lost(error) => {
-                    // Of the meters behind it nothing is known any more.
-                    let behind = format!("{port}/");
-                    for (name, state) in &mut self.health.ports {
-                        if name.starts_with(&behind) {
-                            "is not read: its bus is lost".clone_into(state);
-                        }
-                    }
+                    self.health.bus_lost(&port);
                     self.port(&port, error.to_string());
                 }
                 What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
@@ -388,13 +383,14 @@ impl Gateway {
                 What::ClockOff(minutes) if self.settings.live => clock_off(&port, minutes),
                 What::ClockOff(_) => {}
                 What::Asked { meter, trouble } => self.asked(&port, &meter, trouble),
+                What::Quiet { bytes: false } => self.port(&port, health::QUIET.to_owned()),
+                What::Quiet { bytes: true } => self.port(&port, health::GARBLED.to_owned()),
                 What::Note(text) => {
                     if self.settings.live {
                         tracing::info!("bus {port}: {text}");
                     }
                     // Before it is opened this is all there is to say of it.
-                    self.health.ports.entry(port).or_insert(text);
-                    self.health.changed = true;
+                    self.health.note(port, text);
                 }
                 What::Ended => self.port(&port, "its input has ended".to_owned()),
             }
@@ -405,14 +401,14 @@ impl Gateway {
 
     fn port(&mut self, port: &Arc<str>, state: String) {
         if self.settings.live {
-            if state.starts_with("open") {
+            if ok {
                 tracing::info!("port {port}: {state}");
             } else {
+        let ok = state.starts_with("open");
                 tracing::warn!("port {port}: {state}");
             }
         }
-        self.health.ports.insert(port.clone(), state);
-        self.health.changed = true;
+        self.health.port(port, state, ok);
     }
 
     /// A meter of a bus was asked: said when that is news.
@@ -425,16 +421,13 @@ impl Gateway {
             let count = self.health.rejected.entry(trouble.kind()).or_default();
             *count = count.saturating_add(1);
         }
-        let key: Arc<str> = format!("{port}/{meter}").into();
-        if self.health.ports.get(&key) == Some(&state) {
+        if !self.health.meter(format!("{port}/{meter}"), &state, trouble.is_none()) {
             return;
         }
         match trouble {
             None => tracing::info!("bus {port}: meter {meter}: {state}"),
             Some(_) => tracing::warn!("bus {port}: meter {meter}: {state}"),
         }
-        self.health.ports.insert(key, state);
-        self.health.changed = true;
     }
 
     /// Takes a report on its way, in parts where one message could not carry it.

@@ -222,10 +222,17 @@ async fn the_faults_of_a_bus_are_named_and_pass_and_nothing_wrong_is_stored() {
     // Health has the state of each meter.
     let health = until("health names the meters", async || {
         let health = client.under("gw-1/health").last()?.json();
-        (health["ports"]["mbus/1"] == "is read").then_some(health)
+        (health["meters"]["mbus/1"]["state"] == "is read").then_some(health)
     })
     .await;
-    assert!(health["ports"]["mbus/6"].as_str().unwrap().starts_with("does not answer"), "{health}");
+    let absent = &health["meters"]["mbus/6"];
+    assert!(absent["state"].as_str().unwrap().starts_with("does not answer"), "{health}");
+    assert!(absent["ok"] == false && absent["read_at"].is_null(), "{health}");
+    for (section, name, time) in [("ports", "mbus", "telegram_at"), ("meters", "mbus/1", "read_at")] {
+        let at = health[section][name][time].as_str().unwrap();
+        assert!(at >= health["started_at"].as_str().unwrap() && at <= health["at"].as_str().unwrap(), "{health}");
+    }
+    assert_eq!(health["ports"]["mbus"]["state"], "open");
     assert!(health["rejected"]["silent"].as_u64().unwrap() >= 3, "{health}");
     assert!(daemon.terminate().await.0.success());
     let books = line.books();

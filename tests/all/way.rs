@@ -237,7 +237,10 @@ async fn a_real_meter_is_read_published_and_stored() {
     assert_eq!(ack["epochs"][0]["epoch"], *epoch);
     assert!(ack["generation"].as_str().is_some_and(|generation| !generation.is_empty()));
     let health = kept("gw-1/health").await.json();
-    assert_eq!((&health["lost"], &health["ports"]["p1"]), (&0.into(), &"open at 115200 8N1".into()));
+    let port = &health["ports"]["p1"];
+    assert_eq!((&health["lost"], &port["state"]), (&0.into(), &"open at 115200 8N1".into()));
+    let (at, started_at) = (health["at"].as_str().unwrap(), health["started_at"].as_str().unwrap());
+    assert!(started_at <= at && port["ok"] == true, "{health}");
 
     let (status, took) = daemon.terminate().await;
     assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
