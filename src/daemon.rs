@@ -110,7 +110,8 @@ impl Daemon {
         let mut pulses = Pulses::default();
         let (stop_store, stop) = watch::channel(false);
         let store = config.store.clone().map(|store| {
-            let settings = store::Settings { store, mqtt: config.mqtt.clone() };
+            let pulse = pulses.add(Pulse::new(format!("store {}", store.id.as_str()), STORE_PAUSE));
+            let settings = store::Settings { store, mqtt: config.mqtt.clone(), pulse };
             tokio::spawn(store::run(settings, broker.clone(), stop))
         });
         let (input, gathered) = mpsc::channel(256);
@@ -118,6 +119,7 @@ impl Daemon {
         let gateway = gateway.map(|gateway| tokio::spawn(gateway.run(gathered, broker.clone())));
         Ok(Self {
             gateway_id,
+                pulse: pulses.add(Pulse::new("gateway", PAUSE)),
             broker,
             input: Some(input),
             gateway,

@@ -34,6 +34,7 @@ use crate::{
     mbus::Trouble,
     moment::Moment,
     payload::{self, Envelope},
+    pulse::Pulse,
     reading::{Register, Report, escape},
     unit::Decimal,
 };
@@ -77,6 +78,8 @@ pub struct Settings {
     pub live: bool,
     /// At the end of the input: wait until everything is confirmed, or nothing was for this long.
     pub drain: Option<Duration>,
+    /// Its sign of life.
+    pub pulse: Pulse,
 }
 
 /// How it went.
@@ -283,6 +286,7 @@ impl Gateway {
         let mut progress = (u64::MAX, Instant::now());
         self.connect(broker.borrow_and_update().clone());
         loop {
+            self.settings.pulse.beat();
             if ended && self.finished(&mut progress) {
                 break;
             }
@@ -347,11 +351,11 @@ impl Gateway {
             match what {
                 What::Telegram { reports, received_at, .. } => {
                     self.health.accepted = self.health.accepted.saturating_add(1);
+                    self.health.telegram(&port);
                     for report in reports {
                         self.health.unknown = self.health.unknown.saturating_add(report.unknown.len() as u64);
                         let suspect = report.readings.iter().filter(|reading| reading.suspect.is_some()).count();
                         self.health.suspect = self.health.suspect.saturating_add(suspect as u64);
-                    self.health.telegram(&port);
                         self.health.changed |= suspect > 0;
                         self.accept(report, received_at);
                     }
@@ -379,12 +383,12 @@ impl Gateway {
                 }
                 What::Silent { bytes: false } => self.port(&port, NO_BYTES.to_owned()),
                 What::Silent { bytes: true } => self.port(&port, NO_TELEGRAM.to_owned()),
+                What::Quiet { bytes: false } => self.port(&port, health::QUIET.to_owned()),
+                What::Quiet { bytes: true } => self.port(&port, health::GARBLED.to_owned()),
                 What::ReadAs { .. } => {}
                 What::ClockOff(minutes) if self.settings.live => clock_off(&port, minutes),
                 What::ClockOff(_) => {}
                 What::Asked { meter, trouble } => self.asked(&port, &meter, trouble),
-                What::Quiet { bytes: false } => self.port(&port, health::QUIET.to_owned()),
-                What::Quiet { bytes: true } => self.port(&port, health::GARBLED.to_owned()),
                 What::Note(text) => {
                     if self.settings.live {
                         tracing::info!("bus {port}: {text}");
@@ -400,11 +404,11 @@ impl Gateway {
     }
 
     fn port(&mut self, port: &Arc<str>, state: String) {
+        let ok = state.starts_with("open");
         if self.settings.live {
             if ok {
                 tracing::info!("port {port}: {state}");
             } else {
-        let ok = state.starts_with("open");
                 tracing::warn!("port {port}: {state}");
             }
         }
@@ -794,6 +798,11 @@ impl Gateway {
                 },
                 self.outbox.depth()
             );
+        }
+        // Before the first attempt to connect has ended there is nothing to tell.
+        if self.connected || self.complained {
+            let broker = if self.connected { "online" } else { "without its broker" };
+            self.settings.pulse.say(format!("{broker}, {} messages wait", self.outbox.depth()));
         }
         let age = self.health.said.map(|said| now.saturating_sub(said));
         let due = age.is_none_or(|age| age >= HEALTH || (self.health.changed && age >= HEALTH_ON_CHANGE));

@@ -23,6 +23,7 @@ use crate::{
         link::{self, Command, Event, Link, Will},
     },
     payload::{Envelope, Message, Refused},
+    pulse::Pulse,
     reading::escape,
 };
 
@@ -41,6 +42,8 @@ const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(5);
 /// Between looks for messages past their retention.
 const RETENTION: Duration = Duration::from_secs(600);
+/// The loop turns at least so often, to show that it lives.
+const TURN: Duration = Duration::from_secs(10);
 
 /// What a store is told.
 #[derive(Debug, Clone)]
@@ -49,13 +52,15 @@ pub struct Settings {
     pub store: config::Store,
     /// `[mqtt]`.
     pub mqtt: config::Mqtt,
+    /// Its sign of life.
+    pub pulse: Pulse,
 }
 
 /// Stores until `stop` becomes true, then commits what it has. `broker` says where the broker is as soon
 /// as that is known.
 pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUrl>>, mut stop: watch::Receiver<bool>) {
     let database = tokio::select! {
-        database = open(&settings.store) => database,
+        database = open(&settings) => database,
         () = stopped(&mut stop) => return,
     };
     let link = tokio::select! {
@@ -82,9 +87,10 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
 }
 
 /// Opens the database, trying again for as long as it cannot be opened.
-async fn open(settings: &config::Store) -> Sqlite {
+async fn open(Settings { store: settings, pulse, .. }: &Settings) -> Sqlite {
     let mut said = String::new();
     loop {
+        pulse.beat();
         match Sqlite::open(settings.url.path()).await {
             Ok(database) => {
                 tracing::info!("store {}: {}", settings.id.as_str(), settings.url);
@@ -94,6 +100,7 @@ async fn open(settings: &config::Store) -> Sqlite {
                 let text = error.to_string();
                 if said != text {
                     tracing::error!("store: {text}; nothing is stored until then, and the gateways keep everything");
+                    pulse.say(format!("waits for its database: {text}"));
                     said = text;
                 }
                 tokio::time::sleep(RETRY).await;
@@ -103,6 +110,10 @@ async fn open(settings: &config::Store) -> Sqlite {
 }
 
 async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<BrokerUrl>>) -> Option<Link> {
+    if broker.borrow().is_none() {
+        settings.pulse.say("waits for the broker");
+    }
+    settings.pulse.rest();
     let url = broker.wait_for(Option::is_some).await.ok()?.clone()?;
     let id = settings.store.id.as_str();
     let will = Will { topic: topic::of_store(settings.mqtt.base_topic.as_str(), id), payload: "offline".into() };
@@ -137,6 +148,7 @@ impl Role {
     async fn run(mut self) {
         let mut stop = self.stop.clone();
         loop {
+            self.settings.pulse.beat();
             self.publish_acks();
             if self.batch.len() >= BATCH || (self.backlog && self.batch.len() >= BACKLOG_BATCH) {
                 self.commit().await;
@@ -155,6 +167,7 @@ impl Role {
                 () = tokio::time::sleep(BACKLOG_PAUSE), if self.backlog => self.commit().await,
                 () = sleep_until(commit_at), if commit_at.is_some() => self.commit().await,
                 () = tokio::time::sleep_until(self.retain_at) => self.retain().await,
+                () = tokio::time::sleep(TURN) => {}
             }
         }
         self.close().await;
@@ -165,6 +178,7 @@ impl Role {
             Event::Connected => {
                 self.connected = true;
                 self.complained = false;
+                self.settings.pulse.say("online");
                 let base = self.settings.mqtt.base_topic.as_str();
                 let id = self.settings.store.id.as_str();
                 tracing::info!("connected to the broker as store {id}");
@@ -190,6 +204,7 @@ impl Role {
                 }
                 self.connected = false;
                 self.complained = true;
+                self.settings.pulse.say("waits for the broker");
             }
             Event::Message { topic, payload, .. } => self.take(topic, &payload),
             Event::Published(_) | Event::Dropped(_) => {}
@@ -229,10 +244,12 @@ impl Role {
     async fn commit(&mut self) {
         let mut said = String::new();
         while !self.batch.is_empty() {
+            self.settings.pulse.beat();
             match self.database.commit(&self.batch).await {
                 Ok(committed) => {
                     if !said.is_empty() {
                         tracing::info!("store: committing again");
+                        self.settings.pulse.say("online");
                     }
                     self.acks.extend(committed.acks);
                     self.batch.clear();
@@ -243,6 +260,7 @@ impl Role {
                         tracing::error!(
                             "store: {text}; nothing is stored until then, and the gateways keep everything"
                         );
+                        self.settings.pulse.say(format!("waits for its database: {text}"));
                         said = text;
                     }
                     tokio::select! {
