@@ -69,11 +69,27 @@ pub struct Daemon {
     store: Option<JoinHandle<()>>,
     stop_store: watch::Sender<bool>,
     ports: JoinSet<()>,
+    pulses: Pulses,
+    /// Whether it waits at its end until everything is confirmed.
+    drains: bool,
     /// By port.
     keys: Vec<Option<Key>>,
     /// The last reports before this start.
     recent: Vec<Report<String>>,
 }
+
+/// How long a task may take from one turn to the next: an SD card that tidies itself up takes some seconds, so this is far
+/// from what can happen to a task that is well.
+const PAUSE: Duration = Duration::from_secs(60);
+/// The same for the store, which may have to search its database.
+const STORE_PAUSE: Duration = Duration::from_secs(120);
+/// How long each may take to stop: together less than the five seconds in which a stop is done. What is not committed or
+/// synced then comes again.
+const PORTS_STOP: Duration = Duration::from_millis(500);
+const GATEWAY_STOP: Duration = Duration::from_secs(2);
+const STORE_STOP: Duration = Duration::from_secs(2);
+/// The same at the end of a replay: everything is confirmed by then, and the database is tidied up for whoever reads it next.
+const STORE_STOP_AFTER_DRAIN: Duration = Duration::from_secs(8);
 
 impl StartError {
     /// Whether the configuration is at fault, rather than the state of the machine.
@@ -126,6 +142,8 @@ impl Daemon {
             store,
             stop_store,
             ports: JoinSet::new(),
+            pulses,
+            drains: manner.drain.is_some(),
             keys,
             recent,
         })
@@ -185,18 +203,34 @@ impl Daemon {
                 pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
     }
 
-    /// Stops in the order of the data: ports, gateway (which sends or waits as it was told), store
-    /// (which commits).
+    /// The signs of life of all that was started, the ports among them once they are read.
+    pub fn pulses(&self) -> &Pulses {
+        &self.pulses
+    }
+
+    /// Stops in the order of the data: ports, gateway (which sends or waits as it was told, and syncs its journal), store
+    /// (which commits). Without a drain this takes less than five seconds, whatever hangs.
     pub async fn stop(mut self) -> Summary {
-        self.ports.shutdown().await;
+        // One that is stuck in its driver does not hold up the others.
+        if tokio::time::timeout(PORTS_STOP, self.ports.shutdown()).await.is_err() {
+            tracing::error!("a port did not stop in time");
+        }
         self.input = None;
         let summary = match self.gateway.take() {
-            Some(gateway) => gateway.await.unwrap_or_default(),
+            Some(gateway) if self.drains => gateway.await.unwrap_or_default(),
+            Some(gateway) => match tokio::time::timeout(GATEWAY_STOP, gateway).await {
+                Ok(summary) => summary.unwrap_or_default(),
+                Err(_) => {
+                    tracing::error!("the gateway did not stop in time: does the disk of the journal hang?");
+                    Summary::default()
+                }
+            },
             None => Summary::default(),
         };
         let _ = self.stop_store.send(true);
         if let Some(store) = self.store.take()
             && tokio::time::timeout(patience, store).await.is_err()
+        let patience = if self.drains { STORE_STOP_AFTER_DRAIN } else { STORE_STOP };
         {
             tracing::error!("the store did not stop in time; what it had not committed comes again");
         }
