@@ -277,6 +277,17 @@ impl BrokerUrl {
         }
         Ok(Self { host: host.to_owned(), port, tls })
     }
+
+    /// Where a broker that listens there is reached from this machine.
+    pub fn of_listener(at: SocketAddr) -> Self {
+        // Whoever listens everywhere is reached on the loopback address.
+        let host = match at.ip() {
+            ip if ip.is_unspecified() && ip.is_ipv6() => "::1".to_owned(),
+            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            ip => ip.to_string(),
+        };
+        Self { host, port: at.port(), tls: false }
+    }
 }
 
 impl fmt::Display for BrokerUrl {

@@ -107,6 +107,7 @@ impl Daemon {
         let key = |port: &config::P1| port.key_file.as_deref().map(port::read_key).transpose();
         let keys = config.p1.iter().map(key).collect::<Result<_, _>>()?;
         let gateway_id = gateway_id(config).ok_or(StartError::NoId)?;
+        let mut pulses = Pulses::default();
         let mut gateway = if !config.has_ports() && manner.live {
             None
         } else {
@@ -117,13 +118,13 @@ impl Daemon {
                 stores: config.stores(),
                 live: manner.live,
                 drain: manner.drain,
+                pulse: pulses.add(Pulse::new("gateway", PAUSE)),
             })?)
         };
         let (broker_out, broker) = watch::channel(config.mqtt.url.clone());
         if config.mqtt.url.is_none() {
             start_broker(config, manner.share_broker, broker_out).await;
         }
-        let mut pulses = Pulses::default();
         let (stop_store, stop) = watch::channel(false);
         let store = config.store.clone().map(|store| {
             let pulse = pulses.add(Pulse::new(format!("store {}", store.id.as_str()), STORE_PAUSE));
@@ -135,7 +136,6 @@ impl Daemon {
         let gateway = gateway.map(|gateway| tokio::spawn(gateway.run(gathered, broker.clone())));
         Ok(Self {
             gateway_id,
-                pulse: pulses.add(Pulse::new("gateway", PAUSE)),
             broker,
             input: Some(input),
             gateway,
@@ -179,6 +179,8 @@ impl Daemon {
                 judge: self.judge(config, port),
                 gateway: self.gateway_id.clone(),
                 pace: Pace::Unbounded,
+                patience: Patience::default(),
+                pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
             };
             self.ports.spawn(collect::collect(source, input));
         }
@@ -196,11 +198,11 @@ impl Daemon {
                 gateway: self.gateway_id.clone(),
                 clock: config.gateway.clock,
                 memory: config.journal.path.clone(),
+                quiet: bus::QUIET,
+                pulse: self.pulses.add(Pulse::new(bus.name.as_str(), PAUSE)),
             };
             self.ports.spawn(bus::read(source, input));
         }
-                patience: Patience::default(),
-                pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
     }
 
     /// The signs of life of all that was started, the ports among them once they are read.
@@ -228,14 +230,12 @@ impl Daemon {
             None => Summary::default(),
         };
         let _ = self.stop_store.send(true);
+        let patience = if self.drains { STORE_STOP_AFTER_DRAIN } else { STORE_STOP };
         if let Some(store) = self.store.take()
             && tokio::time::timeout(patience, store).await.is_err()
-        let patience = if self.drains { STORE_STOP_AFTER_DRAIN } else { STORE_STOP };
         {
             tracing::error!("the store did not stop in time; what it had not committed comes again");
         }
-                quiet: bus::QUIET,
-                pulse: self.pulses.add(Pulse::new(bus.name.as_str(), PAUSE)),
         summary
     }
 }
@@ -244,15 +244,7 @@ impl Daemon {
 async fn start_broker(config: &Config, share: bool, found: watch::Sender<Option<BrokerUrl>>) {
     let listen = config.mqtt.listen;
     let start = move || async move { tokio::task::spawn_blocking(move || broker::start(listen)).await };
-    let url = |at: std::net::SocketAddr| {
-        // Whoever listens everywhere is reached on the loopback address.
-        let host = match at.ip() {
-            ip if ip.is_unspecified() && ip.is_ipv6() => "::1".to_owned(),
-            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
-            ip => ip.to_string(),
-        };
-        Some(BrokerUrl { host, port: at.port(), tls: false })
-    };
+    let url = |at| Some(BrokerUrl::of_listener(at));
     match start().await {
         Ok(Ok(at)) => {
             found.send_replace(url(at));
@@ -283,7 +275,7 @@ const ID: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// The configured id, or `gw-` and the end of what is unique to this board. Never a constant: SD cards
 /// are cloned.
-fn gateway_id(config: &Config) -> Option<Arc<str>> {
+pub fn gateway_id(config: &Config) -> Option<Arc<str>> {
     if let Some(id) = &config.gateway.id {
         return Some(id.as_str().into());
     }

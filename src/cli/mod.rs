@@ -12,6 +12,7 @@ mod replay;
 mod run;
 mod scan;
 mod simulate;
+mod status;
 mod table;
 
 use std::{
@@ -39,6 +40,8 @@ enum Command {
     Demo(demo::Arguments),
     /// The daemon
     Run(run::Arguments),
+    /// How the gateway, its ports and its stores are: exit code 1 when something is wrong
+    Status(status::Arguments),
     /// Validate a configuration: names the line and the remedy
     Check(check::Arguments),
     /// Print what telegrams of P1 and M-Bus meters say
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         match arguments.command {
             Command::Demo(arguments) => demo::demo(arguments).await,
             Command::Run(arguments) => run::run(arguments).await,
+            Command::Status(arguments) => status::status(arguments).await,
             Command::Check(arguments) => check::check(&arguments),
             Command::Decode(arguments) => decode::decode(&arguments),
             Command::Replay(arguments) => replay::replay(arguments).await,
