@@ -74,6 +74,8 @@ impl Default for Health {
             rejected: BTreeMap::new(),
             messages: 0,
             lost: 0,
+            sync_failures: 0,
+            shared_id: 0,
             acks_ignored: 0,
             unknown: 0,
             suspect: 0,
