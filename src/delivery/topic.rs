@@ -59,6 +59,11 @@ pub fn of_store(base: &str, store: &str) -> String {
     format!("{base}/_stores/{}/status", level(store))
 }
 
+/// `<base>/_stores/<store>/health`.
+pub fn store_health(base: &str, store: &str) -> String {
+    format!("{base}/_stores/{}/health", level(store))
+}
+
 /// The gateway, the meter (both as topic levels) and the stream of a message topic. None for others.
 pub fn parse_message<'t>(base: &str, topic: &'t str) -> Option<(&'t str, &'t str, Stream)> {
     let mut levels = topic.strip_prefix(base)?.strip_prefix('/')?.split('/');

@@ -1,14 +1,21 @@
 //! The store: what arrives on MQTT, committed, then acknowledged.
 //!
 //! Enters: messages of all gateways. Leaves: rows in a database, and after each commit an
-//! acknowledgement for each gateway in it. A message that cannot be read is kept as it came.
+//! acknowledgement for each gateway in it; its health. A message that cannot be read is kept as it came, and read
+//! again after an upgrade where a newer build can.
+//!
+//! While the database is in trouble the messages of one batch wait in memory; what comes beyond is declined, by
+//! saying nothing, and comes again.
 //!
 //! Live messages wait for each other up to `[store] commit`, which spares SD cards. What comes through
 //! a backlog is committed as soon as no more follows at once: a gateway waits for it.
 //!
 //! - [`sqlite`]: the database.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -19,20 +26,27 @@ use crate::{
     delivery::{Ack, EpochAck, topic},
     moment::Moment,
     mqtt::{
+        MAX_PACKET,
         gateway::random_bits,
         link::{self, Command, Event, Link, Will},
     },
-    payload::{Envelope, Message, Refused},
+    payload::{self, Envelope, Message, Refused},
     pulse::Pulse,
     reading::escape,
 };
 
+mod health;
+mod lives;
 pub mod sqlite;
 
-use sqlite::{Incoming, RETAIN_ROWS, Sqlite};
+use health::Health;
+use lives::Lives;
+use sqlite::{Incoming, RETAIN_ROWS, Reread, Sqlite, StoreError};
 
 /// Most messages in one commit.
 const BATCH: usize = 1000;
+/// Most bytes of messages in one commit, but for the message that is one too many.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Messages of a backlog that are committed while more follow: half of what a gateway has outstanding,
 /// so that it fills one half while the other is written.
 const BACKLOG_BATCH: usize = 500;
@@ -44,6 +58,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const RETENTION: Duration = Duration::from_secs(600);
 /// The loop turns at least so often, to show that it lives.
 const TURN: Duration = Duration::from_secs(10);
+/// What the trouble of a database means.
+const MEANWHILE: &str = "nothing is stored until then, and the gateways keep everything";
 
 /// What a store is told.
 #[derive(Debug, Clone)]
@@ -59,8 +75,8 @@ pub struct Settings {
 /// Stores until `stop` becomes true, then commits what it has. `broker` says where the broker is as soon
 /// as that is known.
 pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUrl>>, mut stop: watch::Receiver<bool>) {
-    let database = tokio::select! {
-        database = open(&settings) => database,
+    let opened = tokio::select! {
+        opened = open(&settings) => opened,
         () = stopped(&mut stop) => return,
     };
     let link = tokio::select! {
@@ -68,43 +84,55 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         () = stopped(&mut stop) => return,
     };
     let Some(link) = link else { return };
-    let role = Role {
+    let (database, failed) = match opened {
+        Ok(database) => (Some(database), None),
+        Err(error) => (None, Some(error)),
+    };
+    let mut role = Role {
         retain_at: Instant::now(),
         settings,
         started: format!("{:032x}", random_bits()),
         database,
+        trouble: None,
+        retry_at: None,
         link,
         connected: false,
         complained: false,
         batch: Vec::with_capacity(BATCH),
+        batch_bytes: 0,
         commit_at: None,
         backlog: false,
         refused: 0,
+        shared: 0,
+        lives: Lives::default(),
+        health: Health::default(),
+        commands: VecDeque::new(),
+        greetings: BTreeSet::new(),
         acks: BTreeMap::new(),
         stop,
     };
+    match failed {
+        Some(error) => role.fail(error).await,
+        None => role.opened().await,
+    }
     role.run().await;
 }
 
-/// Opens the database, trying again for as long as it cannot be opened.
-async fn open(Settings { store: settings, pulse, .. }: &Settings) -> Sqlite {
-    let mut said = String::new();
+/// Opens the database. While another process has it nothing is done: that one is connected under our name.
+async fn open(Settings { store: settings, pulse, .. }: &Settings) -> Result<Sqlite, StoreError> {
+    let mut said = false;
     loop {
         pulse.beat();
         match Sqlite::open(settings.url.path()).await {
-            Ok(database) => {
-                tracing::info!("store {}: {}", settings.id.as_str(), settings.url);
-                return database;
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if said != text {
-                    tracing::error!("store: {text}; nothing is stored until then, and the gateways keep everything");
-                    pulse.say(format!("waits for its database: {text}"));
-                    said = text;
+            Err(error @ StoreError::Held(_)) => {
+                if !said {
+                    tracing::error!("store: {error}; {MEANWHILE}");
+                    pulse.say(format!("waits for its database: {error}"));
+                    said = true;
                 }
                 tokio::time::sleep(RETRY).await;
             }
+            result => return result,
         }
     }
 }
@@ -125,18 +153,32 @@ struct Role {
     settings: Settings,
     /// Random: see [`Ack::started`].
     started: String,
-    database: Sqlite,
+    /// None while it cannot be opened.
+    database: Option<Sqlite>,
+    /// What the database complains of.
+    trouble: Option<String>,
+    /// When to try again what failed; until then nothing is committed.
+    retry_at: Option<Instant>,
     link: Link,
     connected: bool,
     /// The trouble with the connection was said.
     complained: bool,
     batch: Vec<Incoming>,
+    batch_bytes: usize,
     /// When the batch is committed at the latest.
     commit_at: Option<Instant>,
     /// Whether the batch holds messages of a backlog.
     backlog: bool,
     /// Messages refused since the start.
     refused: u64,
+    /// Messages since the start that showed two gateways under one id.
+    shared: u64,
+    lives: Lives,
+    health: Health,
+    /// What is published before anything else.
+    commands: VecDeque<Command>,
+    /// Gateways that are still to be told all that is known of them.
+    greetings: BTreeSet<String>,
     /// What still has to be published, by gateway: the newest only.
     acks: BTreeMap<String, Vec<EpochAck>>,
     retain_at: Instant,
@@ -149,24 +191,28 @@ impl Role {
         let mut stop = self.stop.clone();
         loop {
             self.settings.pulse.beat();
-            self.publish_acks();
-            if self.batch.len() >= BATCH || (self.backlog && self.batch.len() >= BACKLOG_BATCH) {
+            self.publish().await;
+            let idle = self.retry_at.is_none();
+            if idle && (self.is_full() || (self.backlog && self.batch.len() >= BACKLOG_BATCH)) {
                 self.commit().await;
                 continue;
             }
-            let commit_at = self.commit_at;
+            let (commit_at, retry_at, health_at) = (self.commit_at, self.retry_at, self.health.due());
             let commands = self.link.commands.clone();
+            // What is due comes first: no stream of messages, however dense, may put it off.
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => break,
+                () = sleep_until(retry_at), if retry_at.is_some() => self.retry().await,
+                () = sleep_until(commit_at), if idle && commit_at.is_some() => self.commit().await,
+                () = tokio::time::sleep_until(self.retain_at), if idle => self.retain().await,
+                () = tokio::time::sleep_until(health_at), if self.connected => self.say_health(),
                 event = self.link.events.recv() => match event {
                     Some(event) => self.hear(event).await,
                     None => break,
                 },
-                room = commands.reserve(), if self.connected && !self.acks.is_empty() => drop(room),
-                () = tokio::time::sleep(BACKLOG_PAUSE), if self.backlog => self.commit().await,
-                () = sleep_until(commit_at), if commit_at.is_some() => self.commit().await,
-                () = tokio::time::sleep_until(self.retain_at) => self.retain().await,
+                room = commands.reserve(), if self.connected && self.has_to_publish() => drop(room),
+                () = tokio::time::sleep(BACKLOG_PAUSE), if idle && self.backlog => self.commit().await,
                 () = tokio::time::sleep(TURN) => {}
             }
         }
@@ -178,25 +224,11 @@ impl Role {
             Event::Connected => {
                 self.connected = true;
                 self.complained = false;
-                self.settings.pulse.say("online");
-                let base = self.settings.mqtt.base_topic.as_str();
-                let id = self.settings.store.id.as_str();
-                tracing::info!("connected to the broker as store {id}");
-                let topics = vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")];
-                let online = Command::Publish {
-                    topic: topic::of_store(base, id),
-                    payload: "online".into(),
-                    retain: true,
-                    tag: None,
-                };
-                // In this order: a gateway that hears `online` sends at once.
-                for command in [Command::Subscribe(topics), online] {
-                    let _ = self.link.commands.try_send(command);
-                }
-                match self.database.ledgers().await {
-                    Ok(ledgers) => self.acks.extend(ledgers),
-                    Err(error) => tracing::error!("store: {error}"),
-                }
+                self.say_what_it_does();
+                // Of the connection before nothing is left.
+                self.commands.clear();
+                self.health.said = None;
+                self.greet().await;
             }
             Event::Disconnected { reason } => {
                 if self.connected || !self.complained {
@@ -204,95 +236,238 @@ impl Role {
                 }
                 self.connected = false;
                 self.complained = true;
-                self.settings.pulse.say("waits for the broker");
+                self.say_what_it_does();
             }
-            Event::Message { topic, payload, .. } => self.take(topic, &payload),
+            Event::Message { topic, payload, .. } => self.take(&topic, &payload),
             Event::Published(_) | Event::Dropped(_) => {}
         }
     }
 
-    fn take(&mut self, topic: String, payload: &Bytes) {
-        let Some((gateway, meter, stream)) = topic::parse_message(self.settings.mqtt.base_topic.as_str(), &topic)
-        else {
+    fn say_what_it_does(&self) {
+        self.settings.pulse.say(match &self.trouble {
+            Some(trouble) => format!("waits for its database: {trouble}"),
+            None if self.connected => "online".to_owned(),
+            None => "waits for the broker".to_owned(),
+        });
+    }
+
+    /// Says that messages are taken, and to each gateway what it need not send.
+    async fn greet(&mut self) {
+        let Some(database) = self.database.as_mut().filter(|_| self.connected) else { return };
+        match database.gateways().await {
+            Ok(gateways) => self.greetings.extend(gateways),
+            Err(error) => return self.fail(error).await,
+        }
+        // Those that are unknown to a database that is new need to hear of its generation.
+        self.greetings.extend(self.lives.names().cloned());
+        let base = self.settings.mqtt.base_topic.as_str();
+        tracing::info!("connected to the broker as store {}", self.settings.store.id.as_str());
+        let topics = vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")];
+        // In this order: a gateway that hears `online` sends at once.
+        self.commands.push_back(Command::Subscribe(topics));
+        self.say_online();
+    }
+
+    fn say_online(&mut self) {
+        let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
+        self.commands.push_back(Command::Publish { topic, payload: "online".into(), retain: true, tag: None });
+    }
+
+    fn say_health(&mut self) {
+        self.health.said = Some(Instant::now());
+        self.health.changed = false;
+        let topic = topic::store_health(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
+        let bytes = self.database.as_ref().map_or(0, Sqlite::bytes);
+        let payload = self.health.to_json(&self.lives, self.trouble.as_deref(), bytes);
+        self.commands.push_back(Command::Publish { topic, payload, retain: true, tag: None });
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES
+    }
+
+    fn take(&mut self, topic: &str, payload: &Bytes) {
+        let base = self.settings.mqtt.base_topic.as_str();
+        let Some((_, _, stream)) = topic::parse_message(base, topic) else { return };
+        if self.is_full() {
+            // The database is in trouble. What is not acknowledged comes again.
+            self.health.declined = self.health.declined.saturating_add(1);
             return;
-        };
+        }
         let deadline = Instant::now() + self.settings.store.commit;
         self.backlog |= stream == topic::Stream::Backlog;
         self.commit_at.get_or_insert(deadline);
-        let incoming = read(gateway, meter, payload).unwrap_or_else(|refused| {
+        let incoming = incoming(base, topic, payload);
+        if let Incoming::Refused { reason, .. } = &incoming {
             self.refused = self.refused.saturating_add(1);
             // The 1st, 2nd, 4th, 8th...: whoever can publish must not be able to fill the log, or write lines of it.
             if self.refused.is_power_of_two() {
-                let (topic, reason, count) = (shown(&topic), shown(&refused.reason), self.refused);
+                let (topic, reason, count) = (shown(topic), shown(reason), self.refused);
                 tracing::warn!(
                     "a message under {topic} is refused: {reason}; it is kept in the table `refused` ({count} so far)"
                 );
             }
-            Incoming::Refused {
-                topic: topic.clone(),
-                payload: payload.to_vec(),
-                reason: refused.reason,
-                schema: refused.schema,
-                envelope: refused.envelope.map(|envelope| *envelope),
-                received_at: Moment::utc(Timestamp::now()),
-            }
-        });
-        self.batch.push(incoming);
-    }
-
-    /// Commits the batch, trying again for as long as it takes: meanwhile nothing more is taken.
-    async fn commit(&mut self) {
-        let mut said = String::new();
-        while !self.batch.is_empty() {
-            self.settings.pulse.beat();
-            match self.database.commit(&self.batch).await {
-                Ok(committed) => {
-                    if !said.is_empty() {
-                        tracing::info!("store: committing again");
-                        self.settings.pulse.say("online");
-                    }
-                    self.acks.extend(committed.acks);
-                    self.batch.clear();
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if said != text {
-                        tracing::error!(
-                            "store: {text}; nothing is stored until then, and the gateways keep everything"
-                        );
-                        self.settings.pulse.say(format!("waits for its database: {text}"));
-                        said = text;
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY) => {}
-                        () = stopped(&mut self.stop) => break,
-                    }
+        }
+        if let Some(envelope) = incoming.envelope() {
+            self.lives.hear(&envelope.gateway);
+            if stream == topic::Stream::Telegram && self.lives.speaks(&envelope.gateway, envelope.epoch) {
+                self.shared = self.shared.saturating_add(1);
+                self.health.changed = true;
+                if self.shared.is_power_of_two() {
+                    let (gateway, count) = (shown(&envelope.gateway), self.shared);
+                    tracing::warn!(
+                        "two gateways have the id {gateway}: give each its own [gateway] id; SD cards are cloned                          (seen {count} times so far). The messages of both are stored"
+                    );
                 }
             }
         }
-        // What could not be committed is not acknowledged, and comes again.
-        self.batch.clear();
-        self.backlog = false;
-        self.commit_at = None;
+        self.batch_bytes = self.batch_bytes.saturating_add(payload.len()).saturating_add(topic.len());
+        self.batch.push(incoming);
     }
 
-    /// Publishes what was committed, as far as there is room.
-    fn publish_acks(&mut self) {
-        let store = self.settings.store.id.as_str();
-        while self.connected
-            && let Some(entry) = self.acks.first_entry()
+    /// Commits the batch. Where that fails it waits to be tried again.
+    async fn commit(&mut self) {
+        let Some(database) = &mut self.database else { return };
+        match database.commit(&self.batch).await {
+            Ok(committed) => {
+                self.health.count(&committed);
+                self.acks.extend(committed.acks);
+                self.batch.clear();
+                self.batch_bytes = 0;
+                self.backlog = false;
+                self.commit_at = None;
+                self.works();
+            }
+            Err(error) => self.fail(error).await,
+        }
+    }
+
+    /// Says what the database complains of, once, and has it tried again later.
+    async fn fail(&mut self, error: StoreError) {
+        let replaced = matches!(error, StoreError::Replaced(_));
+        let text = error.to_string();
+        if replaced {
+            tracing::warn!("store: {text}; it is opened again");
+        } else if self.trouble.as_ref() != Some(&text) {
+            tracing::error!("store: {text}; {MEANWHILE}");
+        }
+        self.trouble = Some(text);
+        self.say_what_it_does();
+        self.health.changed = true;
+        self.retry_at = Some(if replaced { Instant::now() } else { Instant::now() + RETRY });
+        // Where the disk fails the connection stays: it knows which part of the log was not synced, and writes it anew.
+        if error.needs_reopening()
+            && let Some(database) = self.database.take()
         {
-            let Ok(room) = self.link.commands.try_reserve() else { return };
-            let (gateway, epochs) = entry.remove_entry();
-            let ack = Ack {
+            // What another database would say is not known yet.
+            self.greetings.clear();
+            self.acks.clear();
+            if replaced {
+                let _ = database.close().await;
+            } else {
+                database.abandon().await;
+            }
+        }
+    }
+
+    async fn retry(&mut self) {
+        self.retry_at = None;
+        if self.database.is_none() {
+            match Sqlite::open(self.settings.store.url.path()).await {
+                Ok(database) => self.database = Some(database),
+                Err(error) => return self.fail(error).await,
+            }
+            self.opened().await;
+            self.greet().await;
+        }
+        if self.retry_at.is_none() && !self.batch.is_empty() {
+            self.commit().await;
+        }
+    }
+
+    /// The database is open: before anything is taken, what this build can read better is read again.
+    async fn opened(&mut self) {
+        let (id, url) = (self.settings.store.id.as_str(), &self.settings.store.url);
+        tracing::info!("store {id}: {url}");
+        let read = reread(self.settings.mqtt.base_topic.as_str());
+        let mut sum = Reread::default();
+        while let Some(database) = &mut self.database
+            && !*self.stop.borrow()
+        {
+            match database.reread(payload::SCHEMA, &read).await {
+                Ok(Reread { read: 0, refused: 0 }) => break,
+                Ok(more) => {
+                    sum.read = sum.read.saturating_add(more.read);
+                    sum.refused = sum.refused.saturating_add(more.refused);
+                }
+                Err(error) => return self.fail(error).await,
+            }
+        }
+        if sum != Reread::default() {
+            tracing::info!(
+                "store: {} messages of a newer schema, refused before the upgrade, are stored; {} still cannot be read",
+                sum.read,
+                sum.refused
+            );
+        }
+        if self.batch.is_empty() {
+            self.works();
+        }
+    }
+
+    /// The database did what it was asked.
+    fn works(&mut self) {
+        if self.trouble.take().is_none() {
+            return;
+        }
+        tracing::info!("store: committing again");
+        self.say_what_it_does();
+        self.health.changed = true;
+        // What was declined comes again at once when the gateways hear this.
+        self.say_online();
+    }
+
+    fn has_to_publish(&self) -> bool {
+        !(self.commands.is_empty() && self.greetings.is_empty() && self.acks.is_empty())
+    }
+
+    /// Publishes what is to be said, as far as there is room.
+    async fn publish(&mut self) {
+        let commands = self.link.commands.clone();
+        while self.connected && self.has_to_publish() {
+            let Ok(room) = commands.try_reserve() else { return };
+            if let Some(command) = self.commands.pop_front() {
+                room.send(command);
+                continue;
+            }
+            let Some(database) = &mut self.database else { return };
+            let (gateway, epochs) = match self.greetings.pop_first() {
+                Some(gateway) => {
+                    self.acks.remove(&gateway);
+                    match database.epochs(&gateway).await {
+                        Ok(epochs) => (gateway, epochs),
+                        Err(error) => {
+                            // It is told when the database works again.
+                            self.greetings.insert(gateway);
+                            return self.fail(error).await;
+                        }
+                    }
+                }
+                None => match self.acks.pop_first() {
+                    Some(ack) => ack,
+                    None => return,
+                },
+            };
+            let store = self.settings.store.id.as_str();
+            let from = Ack {
                 store: store.to_owned(),
-                generation: self.database.generation().to_owned(),
+                generation: database.generation().to_owned(),
                 started: self.started.clone(),
-                epochs,
+                epochs: Vec::new(),
             };
             room.send(Command::Publish {
                 topic: topic::ack(self.settings.mqtt.base_topic.as_str(), &gateway, store),
-                payload: ack.to_json(),
+                payload: ack(&from, epochs),
                 retain: true,
                 tag: None,
             });
@@ -301,11 +476,12 @@ impl Role {
 
     async fn retain(&mut self) {
         self.retain_at = Instant::now() + RETENTION;
-        match self.database.retain(self.settings.store.retention).await {
+        let Some(database) = &mut self.database else { return };
+        match database.retain(self.settings.store.retention).await {
             // More to do: soon, but not before what has arrived.
             Ok(rows) if rows >= RETAIN_ROWS => self.retain_at = Instant::now() + Duration::from_secs(1),
             Ok(_) => {}
-            Err(error) => tracing::error!("store: {error}"),
+            Err(error) => self.fail(error).await,
         }
     }
 
@@ -313,12 +489,18 @@ impl Role {
         // What has already arrived is still taken.
         while let Ok(event) = self.link.events.try_recv() {
             self.hear(event).await;
+            if self.is_full() && self.retry_at.is_none() {
+                self.commit().await;
+            }
         }
+        // What cannot be committed is not acknowledged, and comes again.
         self.commit().await;
-        self.publish_acks();
         if self.connected {
+            self.say_health();
             let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
             let offline = Command::Publish { topic, payload: "offline".into(), retain: true, tag: None };
+            self.greetings.clear();
+            self.publish().await;
             for command in [offline, Command::Close] {
                 let _ = self.link.commands.try_send(command);
             }
@@ -326,10 +508,47 @@ impl Role {
             let closed = async { while !matches!(events.recv().await, None | Some(Event::Disconnected { .. })) {} };
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
-        if let Err(error) = self.database.close().await {
+        if let Some(database) = self.database
+            && let Err(error) = database.close().await
+        {
             tracing::warn!("store: {error}");
         }
     }
+}
+
+/// An acknowledgement `from` a store of these epochs, or of as many of the first as half a packet holds.
+fn ack(from: &Ack, epochs: Vec<EpochAck>) -> String {
+    let of = |epochs| Ack { epochs, ..from.clone() };
+    let mut left = MAX_PACKET / 2;
+    let fit = epochs.into_iter().take_while(|epoch| {
+        // A little more than it adds to the others.
+        let bytes = of(vec![epoch.clone()]).to_json().len();
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes.saturating_sub(of(Vec::new()).to_json().len()).saturating_add(1));
+        fits
+    });
+    of(fit.collect()).to_json()
+}
+
+/// What a message under a topic of a gateway is to the store.
+fn incoming(base: &str, topic: &str, payload: &[u8]) -> Incoming {
+    read(base, topic, payload).map_or_else(
+        |refused| Incoming::Refused {
+            topic: topic.to_owned(),
+            payload: payload.to_vec(),
+            reason: refused.reason,
+            schema: refused.schema,
+            envelope: refused.envelope.map(|envelope| *envelope),
+            received_at: Moment::utc(Timestamp::now()),
+        },
+        Incoming::Message,
+    )
+}
+
+/// How messages that were refused are read again: as those that arrive.
+fn reread(base: &str) -> impl Fn(&str, &[u8]) -> Result<Message, String> + Sync + use<> {
+    let base = base.to_owned();
+    move |topic, payload| read(&base, topic, payload).map_err(|refused| refused.reason)
 }
 
 /// A message that cannot be stored as readings.
@@ -339,19 +558,24 @@ struct Unreadable {
     envelope: Option<Box<Envelope>>,
 }
 
-/// Reads a message that came under the topic of `gateway` and `meter`, both as topic levels.
-fn read(gateway: &str, meter: &str, payload: &[u8]) -> Result<Incoming, Unreadable> {
+/// Reads a message that came under a topic.
+fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> {
+    let Some((gateway, meter, _)) = topic::parse_message(base, topic) else {
+        let reason = format!("its topic is not below {base}");
+        return Err(Unreadable { reason, schema: 0, envelope: None });
+    };
     // A payload that speaks for another gateway must not touch that gateway's numbers.
     let (schema, envelope) = match Envelope::from_json(payload) {
         Ok((schema, envelope)) if topic::level(&envelope.gateway) == gateway => (schema, Some(Box::new(envelope))),
-        Ok((schema, envelope)) => {
+        Ok((_, envelope)) => {
+            // Its schema is not what is wrong with it: it is not read again.
             let reason = format!("it says it is from gateway {}", envelope.gateway);
-            return Err(Unreadable { reason, schema, envelope: None });
+            return Err(Unreadable { reason, schema: 0, envelope: None });
         }
         Err(refused) => return Err(Unreadable { reason: refused.to_string(), schema: 0, envelope: None }),
     };
     match Message::from_json(payload) {
-        Ok(message) if topic::level(&message.report.meter) == meter => Ok(Incoming::Message(message)),
+        Ok(message) if topic::level(&message.report.meter) == meter => Ok(message),
         Ok(message) => {
             Err(Unreadable { reason: format!("it says it is of meter {}", message.report.meter), schema, envelope })
         }

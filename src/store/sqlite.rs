@@ -33,12 +33,17 @@ use crate::{
 };
 
 mod error;
+mod file;
 mod ledgers;
+mod log;
 mod read;
 mod write;
 
 #[cfg(test)]
 mod tests;
+
+use file::Identity;
+use ledgers::EPOCHS;
 
 pub use error::{StoreError, Trouble};
 pub use read::{Counts, Reader};
@@ -85,13 +90,25 @@ pub struct Committed {
     pub again: u64,
     /// Messages kept as refused.
     pub refused: u64,
+    /// Numbers that are known since then never to arrive.
+    pub lost: u64,
     /// What to acknowledge: each gateway of the batch in sorted order, with its most recently touched
     /// epochs (at most 32), the latest first.
     pub acks: Vec<(String, Vec<EpochAck>)>,
 }
 
+/// What became of refused messages that were read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reread {
+    /// Could be read, and are messages now.
+    pub read: u64,
+    /// Could not, for another reason than their schema.
+    pub refused: u64,
+}
+
 impl Incoming {
-    fn envelope(&self) -> Option<&Envelope> {
+    /// Its numbers, where they could be read.
+    pub fn envelope(&self) -> Option<&Envelope> {
         match self {
             Self::Message(message) => Some(&message.envelope),
             Self::Refused { envelope, .. } => envelope.as_ref(),
@@ -107,13 +124,23 @@ pub struct Sqlite {
     generation: String,
     /// Whether a transaction was begun and not ended: a call that was dropped half-way leaves it so.
     unfinished: bool,
+    /// The files that were opened.
+    identity: Identity,
+    /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
+    unpruned: (usize, usize),
     _lock: File,
 }
 
 impl Sqlite {
     /// Opens the database at `path`, creating it and its directory if missing.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
+        let mut lock = lock(path)?;
+        let (before, here) = (Identity::read(&mut lock), Identity::at(path));
+        let another = before.as_ref().is_some_and(|before| here.is_another(before));
+        if another && before.is_some_and(|before| here.has_log_of(&before)) {
+            file::put_log_away(path)?;
+        }
+        file::examine(path).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -122,7 +149,8 @@ impl Sqlite {
             // An acknowledgement frees the gateway's journal, so a commit must survive a power cut.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5))
+            // So that even then the daemon stops in time.
+            .busy_timeout(Duration::from_secs(2))
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(|error| StoreError::sql(path, error))?;
         // `run` would make this future one that cannot move to another thread.
@@ -131,8 +159,15 @@ impl Sqlite {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::sql(path, error),
             other => StoreError::sql(path, other.into()),
         })?;
-        let generation = generation(&mut connection).await.map_err(|error| StoreError::sql(path, error))?;
-        Ok(Self { path: path.to_owned(), connection, generation, unfinished: false, _lock: lock })
+        checkpoint(&mut connection).await.map_err(|error| StoreError::sql(path, error))?;
+        // A file that took the place of the one that was open here, such as a backup, may lack what was acknowledged:
+        // under a new generation the gateways send it again.
+        let restored = another && here.exists();
+        let generation = generation(&mut connection, restored).await.map_err(|error| StoreError::sql(path, error))?;
+        let identity = Identity::at(path);
+        identity.write(&mut lock).map_err(|error| StoreError::io(path, error))?;
+        let unpruned = (usize::MAX, usize::MAX);
+        Ok(Self { path: path.to_owned(), connection, generation, unfinished: false, identity, unpruned, _lock: lock })
     }
 
     /// 128 random bits in hex, drawn when the database was made.
@@ -140,10 +175,38 @@ impl Sqlite {
         &self.generation
     }
 
-    /// What to acknowledge to every gateway after a reconnect, as in [`Committed::acks`].
-    pub async fn ledgers(&mut self) -> Result<Vec<(String, Vec<EpochAck>)>, StoreError> {
-        let result = ledgers::newest_ledgers(&mut self.connection, None).await;
+    /// The gateways that it knows, in sorted order.
+    pub async fn gateways(&mut self) -> Result<Vec<String>, StoreError> {
+        let result = ledgers::gateways(&mut self.connection).await;
         result.map_err(|error| StoreError::sql(&self.path, error))
+    }
+
+    /// What to acknowledge to a gateway after a reconnect: its epochs, at most 1,000, those touched last first.
+    pub async fn epochs(&mut self, gateway: &str) -> Result<Vec<EpochAck>, StoreError> {
+        let result = ledgers::newest_ledgers(&mut self.connection, &[gateway], EPOCHS).await;
+        let mut ledgers = result.map_err(|error| StoreError::sql(&self.path, error))?;
+        Ok(ledgers.pop().map(|(_, epochs)| epochs).unwrap_or_default())
+    }
+
+    /// Bytes on disk, the write-ahead log included.
+    pub fn bytes(&self) -> u64 {
+        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size(&self.path).saturating_add(size(&file::beside(&self.path, "-wal")))
+    }
+
+    /// Reads messages again which an older build refused because their schema was newer than it could read, and
+    /// which `schema`, the newest that is read now, includes. `read` is given topic and payload; its error is the
+    /// new reason. Call it again until it returns zeros, before anything is committed.
+    pub async fn reread(
+        &mut self,
+        schema: u32,
+        read: &(dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync),
+    ) -> Result<Reread, StoreError> {
+        let result = match self.begin().await {
+            Ok(()) => write::reread(&mut self.connection, schema, read).await,
+            Err(error) => Err(error),
+        };
+        self.end(result).await
     }
 
     /// Writes a batch, all of it or nothing. On an error the same batch can be given again.
@@ -151,16 +214,50 @@ impl Sqlite {
         if batch.is_empty() {
             return Ok(Committed::default());
         }
+        self.still_there()?;
         let result = match self.begin().await {
             Ok(()) => write::write(&mut self.connection, batch).await,
             Err(error) => Err(error),
         };
-        self.end(result).await
+        let result = match result {
+            Ok(committed) => self.prune_refused(batch).await.map(|()| committed),
+            error => error,
+        };
+        let result = self.end(result).await;
+        if result.is_err() {
+            self.unpruned = (usize::MAX, usize::MAX);
+        }
+        let committed = result?;
+        // What was written to a file that nobody finds any more is not acknowledged.
+        self.still_there()?;
+        Ok(committed)
+    }
+
+    fn still_there(&self) -> Result<(), StoreError> {
+        if Identity::at(&self.path) == self.identity { Ok(()) } else { Err(StoreError::Replaced(self.path.clone())) }
+    }
+
+    /// Finding what is beyond the bounds reads all refused messages: not for every batch of a flood.
+    async fn prune_refused(&mut self, batch: &[Incoming]) -> Result<(), sqlx::Error> {
+        let (mut rows, mut bytes) = self.unpruned;
+        for incoming in batch {
+            if let Incoming::Refused { topic, payload, .. } = incoming {
+                rows = rows.saturating_add(1);
+                bytes = bytes.saturating_add(payload.len()).saturating_add(topic.len());
+            }
+        }
+        let due = rows >= 1000 || bytes >= 6 * 1024 * 1024;
+        self.unpruned = (rows, bytes);
+        if due {
+            write::prune_refused(&mut self.connection).await?;
+            self.unpruned = (0, 0);
+        }
+        Ok(())
     }
 
     /// Deletes the oldest messages of each meter that are older than `keep`, counted back from that
-    /// meter's newest message; quarter-hours stay. Returns how many, at most [`RETAIN_ROWS`]: call it
-    /// again until it returns 0. Then gives up to 4 MB back to the file system, if much is free.
+    /// meter's newest message; quarter-hours stay. And all but the 1,000 ledgers of each gateway that were touched
+    /// last. Returns how many of one kind, at most [`RETAIN_ROWS`]: call it again until it returns 0. Then gives up to 4 MB back to the file system, if much is free.
     pub async fn retain(&mut self, keep: Duration) -> Result<u64, StoreError> {
         // 30,000 years, far from where SQLite would turn a difference into floating point.
         let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX).min(1_000_000_000_000_000);
@@ -168,9 +265,26 @@ impl Sqlite {
             Ok(()) => delete_older(&mut self.connection, keep).await,
             Err(error) => Err(error),
         };
+        let result = match result {
+            Ok(deleted) => match ledgers::delete_ancient(&mut self.connection, number(RETAIN_ROWS)).await {
+                Ok(ledgers) => Ok(deleted.max(ledgers)),
+                Err(error) => Err(error),
+            },
+            error => error,
+        };
         let deleted = self.end(result).await?;
         shrink(&mut self.connection).await.map_err(|error| StoreError::sql(&self.path, error))?;
         Ok(deleted)
+    }
+
+    /// Lets go of a database that is damaged, and leaves its files as they are.
+    pub async fn abandon(self) {
+        // The last who closes it moves the log into the file, unless that one may not write.
+        let reader = Reader::open(&self.path).await;
+        let _ = self.connection.close().await;
+        if let Ok(reader) = reader {
+            let _ = reader.close().await;
+        }
     }
 
     /// Closes the database: moves the write-ahead log into the file, so that it can be copied alone.
@@ -209,7 +323,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let options = File::options().create(true).truncate(false).write(true).open(name);
+    let options = File::options().create(true).truncate(false).read(true).write(true).open(name);
     let file = options.map_err(|error| StoreError::io(path, error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -218,11 +332,20 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Reads the generation, or draws one.
-async fn generation(connection: &mut SqliteConnection) -> Result<String, sqlx::Error> {
+/// Moves what a killed writer left in the log into the file. It may hold commits whose sync failed; those are only in
+/// the system's memory, where a sync of the log would not write them again.
+async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let sql = "PRAGMA wal_checkpoint(PASSIVE)";
+    let (_, frames, moved): (i64, i64, i64) = query_as(sql).fetch_one(&mut *connection).await?;
+    if frames == moved { Ok(()) } else { raw_sql("PRAGMA wal_checkpoint(FULL)").execute(connection).await.map(drop) }
+}
+
+/// Reads the generation; draws one if there is none, or if it is to be `anew`.
+async fn generation(connection: &mut SqliteConnection, anew: bool) -> Result<String, sqlx::Error> {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).map_err(|error| sqlx::Error::Configuration(error.to_string().into()))?;
-    query("INSERT OR IGNORE INTO store VALUES (1, ?, unixepoch() * 1000)")
+    let keep = if anew { "REPLACE" } else { "IGNORE" };
+    query(sqlx::AssertSqlSafe(format!("INSERT OR {keep} INTO store VALUES (1, ?, unixepoch() * 1000)")))
         .bind(format!("{:032x}", u128::from_be_bytes(bits)))
         .execute(&mut *connection)
         .await?;

@@ -25,8 +25,11 @@ pub enum StoreError {
         /// The version of its tables that is not known here.
         version: i64,
     },
+    /// What stands at its path is not what was opened.
+    #[error("{}: the file was replaced or deleted while it was in use", .0.display())]
+    Replaced(PathBuf),
     /// The file, the disk or SQLite.
-    #[error("{}: {trouble}", path.display())]
+    #[error("{}: {trouble}{}", path.display(), if *.trouble == Trouble::Other { format!(": {source}") } else { String::new() })]
     Database {
         /// The database.
         path: PathBuf,
@@ -50,8 +53,15 @@ pub enum Trouble {
     #[error("is not a meterkast database; check `store.url`, or move the file away and a new one is made")]
     NotADatabase,
     /// Damaged content.
-    #[error("is damaged; stop the daemon and run `sqlite3 FILE .recover`, or put a backup back")]
+    #[error(
+        "is damaged; move it aside together with its -wal, or put a backup in its place: the gateways send again what they hold (`sqlite3 FILE .recover` reads what can be read of the damaged one)"
+    )]
     Corrupt,
+    /// Damaged write-ahead log.
+    #[error(
+        "its write-ahead log (the file ending in -wal) is damaged, and commits are lost in it; move both aside, or put a backup in their place: the gateways send again what they hold"
+    )]
+    DamagedLog,
     /// No space.
     #[error("the disk is full; free space, then shorten `store.retention`; the gateways keep what is not confirmed")]
     Full,
@@ -69,7 +79,12 @@ pub enum Trouble {
 impl StoreError {
     /// Whether the same call may succeed later without a restart.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Database { trouble: Trouble::Full | Trouble::Busy | Trouble::Io, .. })
+        matches!(self, Self::Database { trouble: Trouble::Full | Trouble::Busy | Trouble::Io, .. } | Self::Replaced(_))
+    }
+
+    /// Whether the database must be opened anew before anything else is asked of it.
+    pub fn needs_reopening(&self) -> bool {
+        !matches!(self, Self::Database { trouble: Trouble::Full | Trouble::Busy | Trouble::Io | Trouble::ReadOnly, .. })
     }
 
     pub(super) fn io(path: &Path, error: std::io::Error) -> Self {

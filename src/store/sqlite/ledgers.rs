@@ -4,13 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::{QueryBuilder, SqliteConnection};
+use sqlx::{QueryBuilder, SqliteConnection, query, query_scalar};
 
 use super::{CHUNK, Incoming, json, number, unreadable};
 use crate::{
     delivery::{Epoch, EpochAck, Ledger, Ranges, Tally},
     payload::Envelope,
 };
+
+/// Epochs of a gateway that are kept, and that it is told after a reconnect: a year of three starts a day.
+pub(super) const EPOCHS: u32 = 1000;
 
 /// The ledgers that a batch touches, by gateway in sorted order.
 pub(super) struct Ledgers(BTreeMap<String, BTreeMap<Epoch, Ledger>>);
@@ -42,6 +45,12 @@ impl Ledgers {
         self.0.entry(envelope.gateway.clone()).or_default().entry(envelope.epoch).or_default()
     }
 
+    /// How many numbers are lost in all of them.
+    pub(super) fn lost(&self) -> u64 {
+        let ledgers = self.0.values().flat_map(BTreeMap::values);
+        ledgers.fold(0, |sum, ledger| sum.saturating_add(ledger.lost().count()))
+    }
+
     pub(super) async fn save(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let rows = self.0.iter().flat_map(|(gateway, epochs)| epochs.iter().map(move |row| (gateway, row)));
         for chunk in rows.collect::<Vec<_>>().chunks(CHUNK) {
@@ -71,28 +80,25 @@ impl Ledgers {
         connection: &mut SqliteConnection,
     ) -> Result<Vec<(String, Vec<EpochAck>)>, sqlx::Error> {
         let mut acks = Vec::with_capacity(self.0.len());
-        for chunk in self.0.keys().collect::<Vec<_>>().chunks(CHUNK) {
-            acks.extend(newest_ledgers(&mut *connection, Some(chunk)).await?);
+        for chunk in self.0.keys().map(String::as_str).collect::<Vec<_>>().chunks(CHUNK) {
+            acks.extend(newest_ledgers(&mut *connection, chunk, 32).await?);
         }
         Ok(acks)
     }
 }
 
-/// The most recently touched epochs of these gateways, or of all.
+/// The epochs of these gateways, those touched last first, at most `most` of each.
 pub(super) async fn newest_ledgers(
     connection: &mut SqliteConnection,
-    gateways: Option<&[&String]>,
+    gateways: &[&str],
+    most: u32,
 ) -> Result<Vec<(String, Vec<EpochAck>)>, sqlx::Error> {
-    let mut sql = QueryBuilder::new(format!("SELECT {LEDGER} FROM ledger_newest WHERE place <= 32"));
-    if let Some(gateways) = gateways {
-        sql.push(" AND gateway IN (");
-        let mut list = sql.separated(", ");
-        for gateway in gateways {
-            list.push_bind(gateway.as_str());
-        }
-        sql.push(")");
+    let mut sql = QueryBuilder::new(format!("SELECT {LEDGER} FROM ledger_newest WHERE gateway IN ("));
+    let mut list = sql.separated(", ");
+    for gateway in gateways {
+        list.push_bind(*gateway);
     }
-    sql.push(" ORDER BY gateway, place");
+    sql.push(") AND place <= ").push_bind(most).push(" ORDER BY gateway, place");
     let mut acks: Vec<(String, Vec<EpochAck>)> = Vec::new();
     for row in sql.build_query_as().persistent(false).fetch_all(connection).await? {
         let (gateway, epoch, ledger) = read_ledger(row)?;
@@ -102,6 +108,39 @@ pub(super) async fn newest_ledgers(
         }
     }
     Ok(acks)
+}
+
+/// Every gateway that ever sent something, in sorted order.
+pub(super) async fn gateways(connection: &mut SqliteConnection) -> Result<Vec<String>, sqlx::Error> {
+    query_scalar("SELECT DISTINCT gateway FROM ledger ORDER BY gateway").fetch_all(connection).await
+}
+
+/// Deletes up to `most` ledgers that are not among the [`EPOCHS`] touched last of their gateway. When such an epoch
+/// comes again all the same, its messages are there already: they count as `repeated`, and nothing is stored twice.
+pub(super) async fn delete_ancient(connection: &mut SqliteConnection, most: i64) -> Result<u64, sqlx::Error> {
+    let sql = "DELETE FROM ledger WHERE (gateway, epoch) IN
+        (SELECT gateway, epoch FROM ledger_newest WHERE place > ? LIMIT ?)";
+    Ok(query(sql).bind(EPOCHS).bind(most).execute(connection).await?.rows_affected())
+}
+
+/// Moves messages that could be read after all from `refused` to what they became. The gateway was told long ago that
+/// they arrived, so nothing else of the ledger changes.
+pub(super) async fn recount(
+    connection: &mut SqliteConnection,
+    envelopes: impl Iterator<Item = (&Envelope, bool)>,
+) -> Result<(), sqlx::Error> {
+    let mut counts: BTreeMap<(&str, Epoch), (i64, i64)> = BTreeMap::new();
+    for (envelope, stored) in envelopes {
+        let (new, old) = counts.entry((&envelope.gateway, envelope.epoch)).or_default();
+        *(if stored { new } else { old }) += 1;
+    }
+    for ((gateway, epoch), (stored, repeated)) in counts {
+        let sql = "UPDATE ledger SET stored = stored + ?, repeated = repeated + ?, refused = max(refused - ?, 0)
+            WHERE gateway = ? AND epoch = ?";
+        let update = query(sql).bind(stored).bind(repeated).bind(stored + repeated).bind(gateway);
+        update.bind(epoch.to_string()).execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 fn read_ledger(row: LedgerRow) -> Result<(String, Epoch, Ledger), sqlx::Error> {

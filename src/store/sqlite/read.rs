@@ -8,7 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sqlx::{ConnectOptions as _, SqliteConnection, query_as, query_scalar, sqlite::SqliteConnectOptions};
+use sqlx::{
+    ConnectOptions as _, Connection as _, SqliteConnection, query_as, query_scalar, sqlite::SqliteConnectOptions,
+};
 
 use super::{CLOCKS, MIGRATIONS, StoreError, Trouble, unreadable};
 use crate::{
@@ -96,6 +98,10 @@ impl Reader {
         let rows = query.fetch_all(&mut self.connection).await;
         let reports = rows.and_then(|rows| rows.into_iter().map(read_message).collect::<Result<_, _>>());
         reports.map_err(|error| StoreError::sql(&self.path, error))
+    }
+
+    pub(super) async fn close(self) -> Result<(), sqlx::Error> {
+        self.connection.close().await
     }
 
     /// How much it holds.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     delivery::{Epoch, Ranges, Tally},
+    payload,
     reading::{Event, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
@@ -93,7 +94,7 @@ async fn the_database_is_made_as_the_promise_needs_it() {
     assert!(numbers >= vec![3, 51, 3], "before 3.51.3 a write-ahead log can corrupt the file: {version}");
     let sql = "SELECT concat_ws(' ', journal_mode, synchronous, auto_vacuum, foreign_keys, timeout)
         FROM pragma_journal_mode, pragma_synchronous, pragma_auto_vacuum, pragma_foreign_keys, pragma_busy_timeout";
-    assert_eq!(store.column(sql).await, ["wal 2 2 1 5000"]);
+    assert_eq!(store.column(sql).await, ["wal 2 2 1 2000"]);
     let generation = store.generation().to_owned();
     assert!(Epoch::from_text(&generation).is_some());
     drop(store);
@@ -103,7 +104,7 @@ async fn the_database_is_made_as_the_promise_needs_it() {
         let mut store = Sqlite::open(&reopened).await.unwrap();
         store.commit(&batch([message(1, 0, "1")])).await.unwrap();
         store.retain(Duration::MAX).await.unwrap();
-        store.ledgers().await.unwrap();
+        store.epochs("gw-1").await.unwrap();
         Reader::open(&reopened).await.unwrap().readings(None).await.unwrap();
         store
     });
@@ -166,7 +167,8 @@ async fn each_message_counts_once() {
     assert_eq!((gateway.as_str(), epochs.len()), ("gw-1", 2));
     let one = epochs.iter().find(|ack| ack.epoch.bits() == 1).unwrap();
     assert_eq!((one.through, one.tally), (4, Tally { stored: 2, repeated: 1, refused: 1 }));
-    assert_eq!(store.ledgers().await.unwrap(), committed.acks);
+    assert_eq!(store.gateways().await.unwrap(), ["gw-1"]);
+    assert_eq!(store.epochs("gw-1").await.unwrap(), *epochs);
 
     // Sent again under new numbers: 1.000 and 1.5 are there, 1.50 is another reading.
     let again = batch([message(6, 0, "1.000"), message(7, 0, "1.5"), message(8, 0, "1.50")]);
@@ -196,10 +198,15 @@ async fn a_gateway_hears_of_its_latest_32_epochs_and_no_number_is_too_big() {
     huge.envelope = Envelope { gateway: "gw\0".into(), seq: u64::MAX, first: u64::MAX, ..huge.envelope };
     let committed = store.commit(&batch([huge])).await.unwrap();
     assert_eq!((committed.stored, committed.acks.len(), &*committed.acks[0].0), (1, 1, "gw\0"));
-    let ledgers = store.ledgers().await.unwrap();
-    assert_eq!(ledgers.iter().map(|(gateway, _)| gateway.as_str()).collect::<Vec<_>>(), ["gw\0", "gw-1"]);
-    let epochs: Vec<u128> = ledgers[1].1.iter().map(|ack| ack.epoch.bits()).collect();
-    assert_eq!(epochs, (9..=40).rev().collect::<Vec<_>>());
+    let mut last = message(2, 41, "1");
+    last.envelope.epoch = Epoch::from_bits(1);
+    let committed = store.commit(&batch([last])).await.unwrap();
+    let bits = |epochs: &[EpochAck]| epochs.iter().map(|ack| ack.epoch.bits()).collect::<Vec<_>>();
+    let newest = [vec![1], (2..=40).rev().collect()].concat();
+    assert_eq!(bits(&committed.acks[0].1), newest[..32]);
+    // After a reconnect it hears of all that there are.
+    assert_eq!(store.gateways().await.unwrap(), ["gw\0", "gw-1"]);
+    assert_eq!(bits(&store.epochs("gw-1").await.unwrap()), newest);
 }
 
 #[tokio::test]
@@ -363,4 +370,89 @@ async fn a_database_whose_daemon_was_killed_can_be_read() {
     store.close().await.unwrap();
     assert!(!path.with_extension("db-wal").exists());
     assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 1);
+}
+
+#[tokio::test]
+async fn messages_refused_for_a_newer_schema_are_read_after_an_upgrade() {
+    let (_folder, path, mut store) = store().await;
+    let payload = |seq: u64, schema: u32| {
+        let message = message(seq, seq.cast_signed(), &format!("1.{seq:04}"));
+        let text = payload::message(&message.envelope, &payload::body(&message.report, message.received_at));
+        text.replacen("\"schema\":1", &format!("\"schema\":{schema}"), 1).into_bytes()
+    };
+    // 250 of schema 2, of which 7 is damaged and 8 says what 1 said; one of schema 3, and two that no schema helps.
+    let mut payloads: Vec<Vec<u8>> = (1..=250).map(|seq| payload(seq, 2)).collect();
+    payloads[6] = String::from_utf8(payload(7, 2)).unwrap().replace("import_low", "IMPORT").into_bytes();
+    payloads[7] =
+        String::from_utf8(payload(1, 2)).unwrap().replace("\"seq\":1,\"prev\":0", "\"seq\":8,\"prev\":7").into();
+    payloads.push(payload(251, 3));
+    payloads.push(String::from_utf8(payload(252, 1)).unwrap().replace("electricity", "elastic").into_bytes());
+    let refused: Vec<Incoming> =
+        payloads.iter().map(|payload| crate::store::incoming("m", "m/gw-1/E1/telegram", payload)).collect();
+    assert!(refused.iter().all(|incoming| matches!(incoming, Incoming::Refused { .. })));
+    let committed = store.commit(&refused).await.unwrap();
+    assert_eq!(counts(&committed), [0, 0, 0, 252]);
+    let before = store.epochs("gw-1").await.unwrap();
+    assert_eq!((before[0].through, before[0].tally.refused), (252, 252));
+
+    // This build cannot read them any better; a newer one reads schema 2.
+    let reader = crate::store::reread("m");
+    assert_eq!(store.reread(payload::SCHEMA, &reader).await.unwrap(), Reread::default());
+    let newer = |topic: &str, payload: &[u8]| {
+        assert!(payload.starts_with(b"{\"schema\":2"));
+        reader(topic, String::from_utf8_lossy(payload).replacen("\"schema\":2", "\"schema\":1", 1).as_bytes())
+    };
+    let mut sum = (0, 0);
+    loop {
+        let Reread { read, refused } = store.reread(2, &newer).await.unwrap();
+        if (read, refused) == (0, 0) {
+            break;
+        }
+        sum = (sum.0 + read, sum.1 + refused);
+        assert!(read + refused <= 100);
+    }
+    assert_eq!(sum, (249, 1));
+    let mut reader = Reader::open(&path).await.unwrap();
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 248, refused: 3 });
+    for seq in (1..=250).filter(|seq| ![7, 8].contains(seq)) {
+        let expected = message(seq, seq.cast_signed(), &format!("1.{seq:04}"));
+        let at = expected.report.measured_at;
+        assert_eq!(reader.readings(at).await.unwrap(), [(expected.report, expected.received_at)]);
+    }
+    let epochs = store.epochs("gw-1").await.unwrap();
+    assert_eq!(epochs[0].tally, Tally { stored: 248, repeated: 1, refused: 3 });
+    let sent = EpochAck { tally: before[0].tally, ..epochs[0].clone() };
+    assert_eq!(sent, before[0], "what was acknowledged stays acknowledged");
+    // What stays refused says why now, and is not read again by the same build.
+    let reasons = store.column("SELECT concat_ws(' ', seq, schema, readable, reason) FROM refused").await;
+    assert!(reasons[0].starts_with("7 2 2 ") && !reasons[0].contains("newer"), "{reasons:?}");
+    assert_eq!(reasons[1], "251 3 1 schema 3 is newer than 1");
+    assert_eq!(reasons[2], "252 1 1 `elastic` is no medium");
+}
+
+#[tokio::test]
+async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_adds_nothing() {
+    let (_folder, path, mut store) = store().await;
+    let of_epoch = |epoch: u64, gateway: &str| {
+        let mut message = message(1, epoch.cast_signed(), "1");
+        message.envelope.epoch = Epoch::from_bits(epoch.into());
+        message.envelope.gateway = gateway.into();
+        message
+    };
+    store.commit(&batch((1..=5).map(|epoch| of_epoch(epoch, "gw-2")))).await.unwrap();
+    for begin in [1, 401, 801] {
+        store.commit(&batch((begin..begin + 400).map(|epoch| of_epoch(epoch, "gw-1")))).await.unwrap();
+    }
+    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 200);
+    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+    let sql = "SELECT concat_ws(' ', gateway, count(*)) FROM ledger GROUP BY gateway";
+    assert_eq!(store.column(sql).await, ["gw-1 1000", "gw-2 5"]);
+    let messages = Reader::open(&path).await.unwrap().counts().await.unwrap().messages;
+    let gone: Vec<String> = store.column("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200)
+        SELECT CAST(i AS TEXT) FROM n WHERE printf('%032x', i) NOT IN (SELECT epoch FROM ledger WHERE gateway = 'gw-1')").await;
+    assert_eq!(gone.len(), 200);
+    assert!(gone.iter().all(|epoch| epoch.parse::<u64>().unwrap() <= 400), "the oldest went");
+    let again = batch(gone.iter().map(|epoch| of_epoch(epoch.parse().unwrap(), "gw-1")));
+    assert_eq!(counts(&store.commit(&again).await.unwrap()), [0, 200, 0, 0]);
+    assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, messages);
 }

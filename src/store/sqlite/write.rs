@@ -7,14 +7,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::{QueryBuilder, SqliteConnection, query, query_as, query_scalar};
 
-use super::{CHUNK, Committed, Incoming, clock_code, json, ledgers::Ledgers, number};
+use super::{
+    CHUNK, Committed, Incoming, Reread, clock_code, json,
+    ledgers::{Ledgers, recount},
+    number,
+};
 use crate::{
     delivery::Arrival,
     layout::{self, Layout},
     moment::Moment,
-    payload::Message,
+    payload::{self, Message},
     reading::{Clock, Medium, Qualifiers, Reading, Report},
 };
+
+/// Refused messages that are read again in one transaction: at 256 KiB each they are held in memory.
+const REREAD: u32 = 100;
 
 /// A new row of `message`.
 struct Row<'b> {
@@ -31,6 +38,7 @@ struct Row<'b> {
 pub(super) async fn write(connection: &mut SqliteConnection, batch: &[Incoming]) -> Result<Committed, sqlx::Error> {
     let mut committed = Committed::default();
     let mut ledgers = Ledgers::load(connection, batch).await?;
+    let lost = ledgers.lost();
     let (mut messages, mut refused) = (Vec::new(), Vec::new());
     for incoming in batch {
         let mut tally = None;
@@ -53,7 +61,26 @@ pub(super) async fn write(connection: &mut SqliteConnection, batch: &[Incoming])
             }
         }
     }
-    let meters = meters(connection, &messages).await?;
+    for (message, stored) in messages.iter().zip(write_rows(connection, &messages).await?) {
+        let tally = &mut ledgers.of(&message.envelope).tally;
+        let (count, counted) = match stored {
+            true => (&mut committed.stored, &mut tally.stored),
+            false => (&mut committed.repeated, &mut tally.repeated),
+        };
+        *count += 1;
+        *counted += 1;
+    }
+    write_refused(connection, &refused).await?;
+    committed.lost = ledgers.lost().saturating_sub(lost);
+    ledgers.save(connection).await?;
+    committed.acks = ledgers.acks(connection).await?;
+    Ok(committed)
+}
+
+/// Writes messages that are new by their numbers. Returns which of them are rows now; of the others the meter, the
+/// instant and the readings were there already.
+async fn write_rows(connection: &mut SqliteConnection, messages: &[&Message]) -> Result<Vec<bool>, sqlx::Error> {
+    let meters = meters(connection, messages).await?;
     let mut rows = Vec::with_capacity(messages.len());
     let split: Vec<_> = messages.iter().map(|message| Layout::split(&message.report)).collect();
     let layouts = layouts(connection, &split).await?;
@@ -68,26 +95,53 @@ pub(super) async fn write(connection: &mut SqliteConnection, batch: &[Incoming])
         });
     }
     let mut there = rows_at(connection, &rows).await?;
+    let mut stored = Vec::with_capacity(rows.len());
     rows.retain_mut(|row| {
         let there = there.entry((row.meter, row.at.millis())).or_default();
-        let tally = &mut ledgers.of(&row.message.envelope).tally;
-        if there.iter().any(|(_, layout, values)| (*layout, values) == (row.layout, &row.values)) {
-            tally.repeated += 1;
-            committed.repeated += 1;
-            return false;
+        let new = !there.iter().any(|(_, layout, values)| (*layout, values) == (row.layout, &row.values));
+        if new {
+            row.n = there.iter().map(|(n, ..)| n + 1).max().unwrap_or(0);
+            there.push((row.n, row.layout, row.values.clone()));
         }
-        row.n = there.iter().map(|(n, ..)| n + 1).max().unwrap_or(0);
-        there.push((row.n, row.layout, row.values.clone()));
-        tally.stored += 1;
-        committed.stored += 1;
-        true
+        stored.push(new);
+        new
     });
     write_messages(connection, &rows).await?;
     write_quarters(connection, &rows).await?;
-    write_refused(connection, &refused).await?;
-    ledgers.save(connection).await?;
-    committed.acks = ledgers.acks(connection).await?;
-    Ok(committed)
+    Ok(stored)
+}
+
+/// Reads some of the messages that an older build refused for their schema again: those that
+/// `schema`, the newest that can be read now, includes. Which they are is asked anew each time, so that
+/// whatever comes between nothing is read twice or left out.
+pub(super) async fn reread(
+    connection: &mut SqliteConnection,
+    schema: u32,
+    read: &(dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync),
+) -> Result<Reread, sqlx::Error> {
+    let sql = "SELECT id, topic, payload FROM refused WHERE schema > readable AND schema <= ? ORDER BY id LIMIT ?";
+    let rows: Vec<(i64, String, Vec<u8>)> = query_as(sql).bind(schema).bind(REREAD).fetch_all(&mut *connection).await?;
+    let (mut messages, mut done, mut still) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, topic, payload) in &rows {
+        match read(topic, payload) {
+            Ok(message) => {
+                messages.push(message);
+                done.push(*id);
+            }
+            Err(reason) => still.push((*id, reason)),
+        }
+    }
+    let messages: Vec<&Message> = messages.iter().collect();
+    let stored = write_rows(connection, &messages).await?;
+    recount(connection, messages.iter().map(|message| &message.envelope).zip(stored)).await?;
+    let delete = query("DELETE FROM refused WHERE id IN (SELECT value FROM json_each(?))");
+    delete.bind(json(&done)).execute(&mut *connection).await?;
+    for (id, reason) in &still {
+        let update = query("UPDATE refused SET reason = ?, readable = ? WHERE id = ?");
+        update.bind(reason).bind(schema).bind(id).execute(&mut *connection).await?;
+    }
+    let count = |list: usize| u64::try_from(list).unwrap_or(u64::MAX);
+    Ok(Reread { read: count(done.len()), refused: count(still.len()) })
 }
 
 /// The ids of the meters by name; new ones get a row, and all are noted as heard.
@@ -238,17 +292,14 @@ async fn write_quarters(connection: &mut SqliteConnection, rows: &[Row<'_>]) -> 
     Ok(())
 }
 
-/// Keeps refused messages; beyond 10,000 or 64 MiB the oldest go.
+/// Keeps refused messages. See [`prune_refused`].
 async fn write_refused(connection: &mut SqliteConnection, refused: &[&Incoming]) -> Result<(), sqlx::Error> {
-    if refused.is_empty() {
-        return Ok(());
-    }
     for incoming in refused {
         let Incoming::Refused { topic, payload, reason, schema, envelope, received_at } = incoming else { continue };
         let envelope = envelope.as_ref();
         query(
-            "INSERT INTO refused (received_at, topic, gateway, epoch, seq, schema, reason, payload)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO refused (received_at, topic, gateway, epoch, seq, schema, readable, reason, payload)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(received_at.millis())
         .bind(topic)
@@ -256,11 +307,17 @@ async fn write_refused(connection: &mut SqliteConnection, refused: &[&Incoming])
         .bind(envelope.map(|envelope| envelope.epoch.to_string()))
         .bind(envelope.map(|envelope| number(envelope.seq)))
         .bind(schema)
+        .bind(payload::SCHEMA)
         .bind(reason)
         .bind(payload)
         .execute(&mut *connection)
         .await?;
     }
+    Ok(())
+}
+
+/// Of the refused messages beyond 10,000 or 64 MiB the oldest go.
+pub(super) async fn prune_refused(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let bound = "DELETE FROM refused WHERE id <= (
         SELECT max(id) FROM (
             SELECT id, row_number() OVER (ORDER BY id DESC) AS place,
