@@ -10,6 +10,7 @@
     reason = "tests may fail loudly"
 )]
 
+mod brokers;
 mod cli;
 mod configs;
 mod corpus;

@@ -64,7 +64,7 @@ pub(crate) fn free_port() -> u16 {
 
 /// A program with nothing open but its standard streams. tokio-serial opens the ends of a
 /// pseudo-terminal so that every child process gets them too, and then none of them ever hangs up.
-fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     let script = r#"for fd in /proc/self/fd/*; do
         fd=${fd##*/}
         if ((fd > 2)); then eval "exec $fd>&-"; fi
@@ -320,7 +320,11 @@ impl Meterkast {
     }
 
     pub(crate) fn start<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
-        let mut child = start_meterkast(arguments);
+        Self::of(start_meterkast(arguments))
+    }
+
+    /// One that was started otherwise: its standard error must be a pipe.
+    pub(crate) fn of(mut child: Child) -> Self {
         let stderr = Arc::new(Mutex::new(String::new()));
         let (mut source, said) = (child.stderr.take().unwrap(), stderr.clone());
         std::thread::spawn(move || {
