@@ -1,11 +1,12 @@
 //! Brokers as they are met: with TLS, users and access lists, restarted, forgetful, mute and hostile.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Child, Output, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,7 +14,9 @@ use std::{
 
 use bytes::BytesMut;
 use meterkast::{
+    config::{BrokerUrl, Mqtt},
     delivery::{Ack, Epoch, EpochAck, Ranges, Tally},
+    mqtt::link::{self, Command, Event, Link, Tag, Will},
     p1::Writer,
 };
 use rumqttc::mqttbytes::v4::Packet;
@@ -528,4 +531,405 @@ async fn a_broker_that_remembers_nothing_may_be_stopped() {
 #[tokio::test]
 async fn a_broker_that_remembers_nothing_may_be_killed() {
     survives_a_restart(false, "-KILL", 113).await;
+}
+
+/// What a broker that is none does with a connection.
+#[derive(Debug, Clone, Copy)]
+enum Habit {
+    /// Answers the CONNECT with these bytes, and goes on listening.
+    Answers(&'static [u8]),
+    /// Takes the connection, and never says anything.
+    Mute,
+    /// Closes at once.
+    Closes,
+    /// Accepts as a broker would, then sends these bytes over and over.
+    Floods(&'static [u8]),
+    /// Sends noise, other noise each time.
+    Noise,
+    /// Accepts, confirms every publish, and forwards nothing.
+    Forgets,
+}
+
+/// Accepted, no session.
+const CONNACK: &[u8] = &[0x20, 2, 0, 0];
+
+/// A broker that is none, and how often somebody connected to it.
+struct Fake {
+    port: u16,
+    connects: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Fake {
+    async fn start(port: u16, habit: Habit) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connects = Arc::new(AtomicUsize::new(0));
+        let counted = connects.clone();
+        let task = tokio::spawn(async move {
+            let mut guests = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = counted.fetch_add(1, Ordering::Relaxed);
+                guests.spawn(serve(stream, habit, number));
+            }
+        });
+        Self { port, connects, task }
+    }
+
+    fn connects(&self) -> usize {
+        self.connects.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The next packet that a client sends; None when it has gone.
+async fn packet(stream: &mut TcpStream, buffer: &mut BytesMut) -> Option<Packet> {
+    loop {
+        if let Ok(packet) = Packet::read(buffer, 1 << 20) {
+            return Some(packet);
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+fn puback(packet: u16) -> [u8; 4] {
+    let [high, low] = packet.to_be_bytes();
+    [0x40, 2, high, low]
+}
+
+async fn serve(mut stream: TcpStream, habit: Habit, number: usize) -> Option<()> {
+    if let Habit::Closes = habit {
+        return None;
+    }
+    let mut buffer = BytesMut::new();
+    packet(&mut stream, &mut buffer).await?;
+    match habit {
+        Habit::Answers(bytes) => stream.write_all(bytes).await.ok()?,
+        Habit::Floods(bytes) => {
+            stream.write_all(CONNACK).await.ok()?;
+            loop {
+                stream.write_all(bytes).await.ok()?;
+            }
+        }
+        Habit::Noise => {
+            let mut state = number as u64 + 1;
+            let noise = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            });
+            // Half of them let the client believe at first.
+            if number % 2 == 1 {
+                stream.write_all(CONNACK).await.ok()?;
+            }
+            stream.write_all(&noise.take(100_000).collect::<Vec<u8>>()).await.ok()?;
+        }
+        Habit::Forgets => stream.write_all(CONNACK).await.ok()?,
+        Habit::Closes | Habit::Mute => {}
+    }
+    loop {
+        match (packet(&mut stream, &mut buffer).await?, habit) {
+            (Packet::Publish(publish), Habit::Forgets) => stream.write_all(&puback(publish.pkid)).await.ok()?,
+            (Packet::PingReq, Habit::Forgets) => stream.write_all(&[0xD0, 0]).await.ok()?,
+            (Packet::Disconnect, _) => return None,
+            _ => {}
+        }
+    }
+}
+
+/// A figure of /proc/PID/status, in KiB.
+fn memory(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_no_broker_harms_nothing_and_is_named() {
+    // A publish of 200 MB, of which only the header is true; and small ones without end, for a topic of ours.
+    const HUGE: &[u8] = &[0x32, 0xFF, 0xFF, 0xFF, 0x5F, 0, 1, b'a', 0, 1];
+    const ACKS: &[u8] = b"\x32\x1b\0\x12meterkast/x/ack/ma\0\x01abcde";
+    let cases: [(Habit, &str); 14] = [
+        (Habit::Answers(&[0x20, 2, 0, 1]), "does not speak MQTT 3.1.1: allow that version there"),
+        (Habit::Answers(&[0x20, 2, 0, 2]), "refuses the client id"),
+        (Habit::Answers(&[0x20, 2, 0, 3]), "refuses the connection: ServiceUnavailable"),
+        (Habit::Answers(&[0x20, 2, 0, 4]), "refuses the user: check [mqtt] user and password-file"),
+        (Habit::Answers(&[0x20, 2, 0, 5]), "refuses the user: check [mqtt] user and password-file"),
+        // As MQTT 5 says it: unsupported protocol version.
+        (Habit::Answers(&[0x20, 3, 0, 0x84, 0]), "does not speak MQTT 3.1.1"),
+        (Habit::Answers(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html; charset=us-ascii\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), "does not speak MQTT 3.1.1"),
+        (Habit::Answers(HUGE), "does not speak MQTT 3.1.1"),
+        (Habit::Mute, "does not answer: is it running"),
+        (Habit::Closes, "closes the connection at once"),
+        (Habit::Noise, "meanwhile the journal keeps everything"),
+        (Habit::Floods(HUGE), "was lost"),
+        (Habit::Floods(&[0x20, 2, 0, 0]), "was lost"),
+        (Habit::Floods(ACKS), "connected to the broker"),
+    ];
+    let folder = Folder::new();
+    let mut started = Vec::new();
+    for (number, (habit, words)) in cases.into_iter().enumerate() {
+        let fake = Fake::start(0, habit).await;
+        let daemon =
+            idle_gateway(&folder, &format!("gw-{number}"), &format!("url = \"mqtt://127.0.0.1:{}\"\n", fake.port));
+        started.push((fake, daemon, habit, words));
+    }
+    for (_, daemon, _, words) in &started {
+        daemon.says(words).await;
+    }
+    // No tight loop: half a second, one, two, four.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for (fake, mut daemon, habit, _) in started {
+        assert!(fake.connects() <= 7, "{habit:?}: {} connects", fake.connects());
+        let said = daemon.stderr();
+        assert!(said.lines().count() < 40 && said.lines().all(|line| line.len() < 500), "{habit:?}: {said}");
+        let peak = memory(daemon.child().id(), "VmHWM");
+        assert!(peak < 64 << 10, "{habit:?}: {peak} KiB");
+        let (status, took) = daemon.terminate().await;
+        assert!(status.success() && took < Duration::from_secs(5), "{habit:?}: {status} after {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_and_forgets_loses_nothing() {
+    let (folder, mut wire, mut meter) = (Folder::new(), Wire::new(), Meter::new(120));
+    let mut broker = Broker::not_yet();
+    let forgetful = Fake::start(broker.port, Habit::Forgets).await;
+    let config = gateway(&folder, "gw-1", &wire.path) + &broker.section();
+    let daemon = Meterkast::run(&folder.file("gateway.toml", config));
+    daemon.says("port p1: open").await;
+    daemon.says("connected to the broker").await;
+    wire.send(&meter.telegrams(20)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(forgetful);
+    broker.begin().await;
+    let database = folder.path("meterkast.db");
+    let _store = Meterkast::run(&folder.file("store.toml", store(&database) + &broker.section()));
+    meter.is_stored_in(&database).await;
+    wire.send(&meter.telegrams(2)).await;
+    meter.is_stored_in(&database).await;
+}
+
+/// The depth of the journal, as `health` last said it.
+fn depth(client: &Client) -> Option<u64> {
+    client.under("gw-1/health").last()?.json()["depth"].as_u64()
+}
+
+#[tokio::test]
+async fn without_a_store_nothing_is_freed_that_the_broker_did_not_take() {
+    let (folder, mut wire, mut meter, mut broker) =
+        (Folder::new(), Wire::new(), Meter::new(121), Broker::start().await);
+    let client = Client::of(broker.port).await;
+    let config = gateway(&folder, "gw-1", &wire.path) + "stores = []\n" + &broker.section();
+    let daemon = Meterkast::run(&folder.file("gateway.toml", config));
+    daemon.says("port p1: open").await;
+    daemon.says("connected to the broker").await;
+    wire.send(&meter.telegrams(5)).await;
+    client.receives(meter.messages(), "/telegram").await;
+    broker.kill();
+    daemon.says("meanwhile the journal keeps everything").await;
+    wire.send(&meter.telegrams(30)).await;
+    // All of them are in the journal before the broker is back.
+    until("they are written", async || {
+        let journal = fs::read_dir(folder.path("journal-gw-1")).unwrap();
+        let written: Vec<u8> = journal.flat_map(|file| fs::read(file.unwrap().path()).unwrap_or_default()).collect();
+        let last = meter.now();
+        written.windows(last.len()).any(|window| window == last.as_bytes()).then_some(())
+    })
+    .await;
+    broker.begin().await;
+    let missed = async || {
+        let arrived = client.under("/telegram").into_iter().chain(client.under("/backlog"));
+        let mut numbers: Vec<u64> = arrived.map(|seen| seen.json()["seq"].as_u64().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        (numbers.len() >= meter.messages()).then_some(())
+    };
+    until("all were sent", missed).await;
+    until("the journal is free", async || (depth(&client)? == 0).then_some(())).await;
+}
+
+/// A telegram of this meter whose message has about `size` bytes.
+fn large(meter: &str, second: u32, size: usize) -> Vec<u8> {
+    let id: String = meter.bytes().map(|byte| format!("{byte:02X}")).collect();
+    let mut telegram = Writer::new("XYZ5 large")
+        .line("1-3:0.2.8(50)")
+        .line(format!("0-0:1.0.0(2607141200{second:02}S)"))
+        .line(format!("0-0:96.1.1({id})"))
+        .line("1-0:1.8.1(000001.000*kWh)");
+    for number in 0..size / 100 {
+        telegram = telegram.line(format!("0-0:99.{number}.9({})", "x".repeat(60)));
+    }
+    telegram.finish(true)
+}
+
+#[tokio::test]
+async fn a_message_too_large_for_the_broker_holds_up_nothing_else() {
+    let (folder, mut wire, mut meter) = (Folder::new(), Wire::new(), Meter::new(122));
+    let limited =
+        |limit: usize| format!("listener {{port}} 127.0.0.1\nallow_anonymous true\nmax_packet_size {limit}\n");
+    let mut broker = Mosquitto::start(&limited(3000)).await;
+    let database = folder.path("meterkast.db");
+    let mqtt = format!("[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\n", broker.port);
+    let daemon = Meterkast::run(&folder.file("gateway.toml", gateway(&folder, "gw-1", &wire.path) + &mqtt));
+    let _store = Meterkast::run(&folder.file("store.toml", store(&database) + &mqtt));
+    daemon.says("port p1: open").await;
+    daemon.says("connected to the broker").await;
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&database).await;
+    wire.send(&large("large", 1, 5000)).await;
+    wire.send(&meter.telegrams(10)).await;
+    daemon.says("closes the connection upon packets of").await;
+    // The rest arrives, and goes on arriving over a connection that stands.
+    meter.is_stored_in(&database).await;
+    let connects = || broker.log().matches("as meterkast-gw-1").count();
+    let before = connects();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    wire.send(&meter.telegrams(5)).await;
+    meter.is_stored_in(&database).await;
+    assert_eq!(connects(), before, "the connection stands");
+    // Nor is it lost: it arrives once it may.
+    broker.stop("-TERM").await;
+    broker.begin(&limited(10_000)).await;
+    let all = meter.messages() as u64 + 1;
+    until("the large one is stored", async || (counts(&database).await?.messages == all).then_some(())).await;
+}
+
+/// Publishes of a link in the tests below; several links together make 20,000.
+const PUBLISHES: Tag = 5000;
+/// How often each of their connections breaks.
+const BREAKS: usize = 5;
+
+/// Publishes its tags through a link, each as a payload of its own. Returns those that the broker took; every tag ends
+/// exactly once, or this panics.
+async fn publish_all(port: u16, name: String) -> BTreeSet<Tag> {
+    let url = BrokerUrl { host: "127.0.0.1".into(), port, tls: false };
+    let will = Will { topic: format!("{name}/will"), payload: "gone".into() };
+    let Link { commands, mut events } = link::start(&url, &name, &Mqtt::default(), will).unwrap();
+    let sending = tokio::spawn(async move {
+        for tag in 1..=PUBLISHES {
+            let publish = Command::Publish {
+                topic: format!("{name}/x"),
+                payload: format!("{name} {tag}"),
+                retain: false,
+                tag: Some(tag),
+            };
+            commands.send(publish).await.unwrap();
+        }
+        // The link ends when its commands can come from nowhere any more.
+        commands
+    });
+    let (mut published, mut dropped) = (BTreeSet::new(), BTreeSet::new());
+    while published.len() + dropped.len() < PUBLISHES as usize {
+        let event = tokio::time::timeout(Duration::from_secs(60), events.recv()).await;
+        let ended = published.len() + dropped.len();
+        match event.unwrap_or_else(|_| panic!("the link stands still after {ended} publishes")).unwrap() {
+            Event::Published(tag) => assert!(published.insert(tag) && !dropped.contains(&tag), "{tag} ends twice"),
+            Event::Dropped(tag) => assert!(dropped.insert(tag) && !published.contains(&tag), "{tag} ends twice"),
+            _ => {}
+        }
+    }
+    assert!(!dropped.is_empty(), "nothing was underway when the connection broke");
+    drop(sending.await.unwrap());
+    published
+}
+
+/// A broker that claims to have kept the session each time, does not confirm the first publish of a connection (so that
+/// the packet ids collide), and breaks the connection when that makes the client wait.
+async fn contrary(listener: TcpListener, taken: Arc<Mutex<BTreeSet<String>>>) {
+    for number in 0.. {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = BytesMut::new();
+        let mut first = number < BREAKS;
+        if packet(&mut stream, &mut buffer).await.is_none() {
+            continue;
+        }
+        let session = u8::from(number > 0);
+        let _ = stream.write_all(&[0x20, 2, session, 0]).await;
+        let patience = if number < BREAKS { Duration::from_millis(300) } else { Duration::from_secs(3600) };
+        while let Ok(Some(packet)) = tokio::time::timeout(patience, packet(&mut stream, &mut buffer)).await {
+            if let Packet::Publish(publish) = packet {
+                if !std::mem::take(&mut first) {
+                    taken.lock().unwrap().insert(String::from_utf8(publish.payload.to_vec()).unwrap());
+                    let _ = stream.write_all(&puback(publish.pkid)).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_publish_ends_once_whatever_the_broker_does_with_packet_ids_and_sessions() {
+    let mut links = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        links.spawn(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (port, taken) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::new(BTreeSet::new())));
+            let broker = tokio::spawn(contrary(listener, taken.clone()));
+            let name = format!("link-{number}");
+            let published = publish_all(port, name.clone()).await;
+            broker.abort();
+            let taken = taken.lock().unwrap();
+            for tag in &published {
+                assert!(taken.contains(&format!("{name} {tag}")), "{tag} counts as taken, and was not");
+            }
+            published.len()
+        });
+    }
+    let published: usize = links.join_all().await.into_iter().sum();
+    assert!(published > 15_000, "{published}");
+}
+
+/// Carries to a broker; the first connections break after some bytes, wherever that is in a packet.
+async fn brittle(listener: TcpListener, broker: u16, seed: usize) {
+    for number in 0.. {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
+        let last = number >= BREAKS;
+        let mut left = if last { usize::MAX } else { 3_000 + (seed * 7919 + number * 104_729) % 20_000 };
+        let (mut there, mut back) = ([0; 1024], [0; 1024]);
+        while left > 0 {
+            let (to, read, bytes) = tokio::select! {
+                read = near.read(&mut there) => (&mut far, read, &there),
+                read = far.read(&mut back) => (&mut near, read, &back),
+            };
+            let count = read.unwrap_or(0).min(left);
+            if count == 0 || to.write_all(&bytes[..count]).await.is_err() {
+                break;
+            }
+            left -= count;
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_publish_ends_once_however_often_the_network_breaks() {
+    let broker = Broker::start().await;
+    let client = Client::of(broker.port).await;
+    let mut links = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let broker = broker.port;
+        links.spawn(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let network = tokio::spawn(brittle(listener, broker, number));
+            let name = format!("link-{number}");
+            let published = publish_all(port, name.clone()).await;
+            network.abort();
+            published.into_iter().map(|tag| format!("{name} {tag}")).collect::<Vec<_>>()
+        });
+    }
+    let published = links.join_all().await.concat();
+    assert!(published.len() > 15_000, "{}", published.len());
+    until("the broker forwards all that it took", async || {
+        let seen: BTreeSet<String> = client.under("/x").into_iter().map(|seen| seen.payload).collect();
+        published.iter().all(|one| seen.contains(one)).then_some(())
+    })
+    .await;
 }
