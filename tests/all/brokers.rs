@@ -933,3 +933,109 @@ async fn every_publish_ends_once_however_often_the_network_breaks() {
     })
     .await;
 }
+
+/// A client of the embedded broker that was accepted, without anything that would read what it is sent.
+async fn accepted(port: u16, name: &str) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let mut connect = b"\x10\0\0\x04MQTT\x04\x02\0\x3c\0".to_vec();
+    connect.push(name.len() as u8);
+    connect.extend(name.as_bytes());
+    connect[1] = connect.len() as u8 - 2;
+    stream.write_all(&connect).await.ok()?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.ok()?;
+    (answer == CONNACK).then_some(stream)
+}
+
+/// A publish of 200 kB.
+fn ballast(topic: &str, qos: u8) -> Vec<u8> {
+    let mut rest = (topic.len() as u16).to_be_bytes().to_vec();
+    rest.extend(topic.as_bytes());
+    if qos > 0 {
+        rest.extend([0, 7]);
+    }
+    rest.resize(200_000, b'x');
+    let mut publish = vec![0x30 | qos << 1, 0xC0, 0x9A, 0x0C];
+    publish.extend(rest);
+    publish
+}
+
+#[tokio::test]
+async fn the_embedded_broker_stays_small_and_lets_the_way_go_on() {
+    let (folder, mut wire, mut meter, port) = (Folder::new(), Wire::new(), Meter::new(130), free_port());
+    let database = folder.path("meterkast.db");
+    let mqtt = format!("[mqtt]\nlisten = \"127.0.0.1:{port}\"\n");
+    let mut daemon = Meterkast::run(
+        &folder.file("meterkast.toml", gateway(&folder, "gw-1", &wire.path) + &store(&database) + &mqtt),
+    );
+    daemon.says("port p1: open").await;
+    daemon.says("connected to the broker as gateway").await;
+    daemon.says("connected to the broker as store").await;
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&database).await;
+
+    // One that subscribes to everything and never reads.
+    let mut deaf = accepted(port, "deaf").await.unwrap();
+    deaf.write_all(&[0x82, 6, 0, 1, 0, 1, b'#', 1]).await.unwrap();
+    // Noise, before a CONNECT and after.
+    for seed in 0..20u8 {
+        let noise: Vec<u8> = (0..50_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect();
+        let mut before = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut after = accepted(port, &format!("noise-{seed}")).await.unwrap();
+        // The broker may close at any byte.
+        let _ = (before.write_all(&noise).await, after.write_all(&noise).await);
+    }
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&database).await;
+    // More connections than it takes, all of them kept.
+    let mut crowd = Vec::new();
+    for number in 0..200 {
+        let one = tokio::time::timeout(Duration::from_secs(5), accepted(port, &format!("crowd-{number}"))).await;
+        crowd.extend(one.ok().flatten());
+    }
+    assert!((50..100).contains(&crowd.len()), "{} connections", crowd.len());
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&database).await;
+    drop(crowd);
+    // 200 MB, confirmed and not, also under topics that the store hears.
+    let flooding = tokio::spawn(async move {
+        for (name, topic, qos) in
+            [("flood-1", "flood", 0), ("flood-2", "flood", 1), ("flood-3", "meterkast/x/y/telegram", 1)]
+        {
+            let mut flood = loop {
+                match accepted(port, name).await {
+                    Some(stream) => break stream,
+                    // The crowd has not quite gone.
+                    None => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            };
+            let publish = ballast(topic, qos);
+            let (mut answers, mut questions) = flood.split();
+            let mut ignored = [0; 4096];
+            for _ in 0..333 {
+                tokio::select! {
+                    written = questions.write_all(&publish) => if written.is_err() { break },
+                    _ = async { while matches!(answers.read(&mut ignored).await, Ok(1..)) {} } => break,
+                }
+            }
+        }
+    });
+    until("the flood is over", async || {
+        wire.send(&meter.telegram()).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        flooding.is_finished().then_some(())
+    })
+    .await;
+    flooding.await.unwrap();
+    let electricity = meter.messages() as u64;
+    until("all that was read is stored", async || (counts(&database).await?.messages >= electricity).then_some(()))
+        .await;
+    meter.is_stored_in(&database).await;
+    let peak = memory(daemon.child().id(), "VmHWM");
+    println!("peak memory of the embedded broker and both roles: {peak} KiB");
+    // Of which the messages that wait for the commit of the store are the most.
+    assert!(peak < 128 << 10, "{peak} KiB");
+    assert!(!daemon.stderr().contains("panicked"), "{}", daemon.stderr());
+    drop(deaf);
+    assert!(daemon.terminate().await.0.success());
+}
