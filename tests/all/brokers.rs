@@ -424,7 +424,9 @@ async fn the_shipped_access_list_lets_each_do_its_own_only() {
         lost: Ranges::from_pairs(Vec::new()),
         tally: Tally::default(),
     };
-    let forged = Ack { store: "main".into(), generation: "forged".into(), epochs: vec![forged] }.to_json();
+    let forged =
+        Ack { store: "main".into(), generation: "forged".into(), started: "forged".into(), epochs: vec![forged] }
+            .to_json();
     for user in ["gw-1", "gw-2", "household"] {
         assert!(!broker.takes(user, "meterkast/gw-1/ack/main", &forged), "{user}");
         for topic in ["meterkast/_stores/main/status", "meterkast/gw-3/E1/telegram", "meterkast/x", "anything"] {
@@ -811,7 +813,7 @@ const BREAKS: usize = 5;
 async fn publish_all(port: u16, name: String) -> BTreeSet<Tag> {
     let url = BrokerUrl { host: "127.0.0.1".into(), port, tls: false };
     let will = Will { topic: format!("{name}/will"), payload: "gone".into() };
-    let Link { commands, mut events } = link::start(&url, &name, &Mqtt::default(), will).unwrap();
+    let Link { commands, mut events } = link::start(&url, &name, &Mqtt::default(), Some(will)).unwrap();
     let sending = tokio::spawn(async move {
         for tag in 1..=PUBLISHES {
             let publish = Command::Publish {
