@@ -11,6 +11,7 @@
 )]
 
 mod brokers;
+mod chaos;
 mod cli;
 mod configs;
 mod corpus;

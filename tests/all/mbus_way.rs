@@ -22,17 +22,17 @@ use tokio_serial::{SerialPort, SerialStream};
 use crate::parts::{Broker, Client, Folder, Meter, Meterkast, Wire, meterkast, until};
 
 /// A virtual bus behind a name that stays, as an adapter's does.
-struct Line {
-    bus: Arc<Mutex<Bus>>,
+pub(crate) struct Line {
+    pub(crate) bus: Arc<Mutex<Bus>>,
     /// What is on the line instead of answers.
     flood: Arc<Mutex<Option<u8>>>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     served: Option<JoinHandle<()>>,
 }
 
 impl Line {
-    /// The meters stand still, so that every value is known.
-    fn new(path: PathBuf, meters: &str) -> Self {
+    /// The meters stand still unless they are told the time, so that every value is known.
+    pub(crate) fn new(path: PathBuf, meters: &str) -> Self {
         let description: Description = toml::from_str(&format!("baud = 9600\n{meters}")).unwrap();
         let bus = Bus::new(description, "2026-11-22T12:00:00+01:00".parse::<Moment>().unwrap()).unwrap();
         let mut line = Self { bus: Arc::new(Mutex::new(bus)), flood: Arc::default(), path, served: None };
@@ -51,14 +51,15 @@ impl Line {
     }
 
     /// Pulls the adapter out.
-    async fn unplug(&mut self) {
+    pub(crate) async fn unplug(&mut self) {
         let served = self.served.take().unwrap();
         served.abort();
         let _ = served.await;
         std::fs::remove_file(&self.path).unwrap();
     }
 
-    fn books(&self) -> Vec<(String, String, String, String)> {
+    /// By meter: a register, its value now and at the set day.
+    pub(crate) fn books(&self) -> Vec<(String, String, String, String)> {
         let book = |slave: &meterkast::simulate::slave::Slave| {
             let (register, now, then) = slave.book();
             (slave.secondary().to_string(), register.to_string(), now.to_string(), then.to_string())
@@ -123,7 +124,7 @@ fn registers(database: &Path) -> Vec<Value> {
     ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-const HOUSE: &str = r#"
+pub(crate) const HOUSE: &str = r#"
 [[meter]]
 meter = "KAM-12345678-1B-04"
 address = 1
@@ -138,7 +139,7 @@ address = 3
 status = 4
 "#;
 
-const METERS: &str = "[[mbus.meter]]\naddress = 1\n[[mbus.meter]]\naddress = \"23456789\"\n[[mbus.meter]]\naddress = \"EFE-34567890-00-06\"\n";
+pub(crate) const METERS: &str = "[[mbus.meter]]\naddress = 1\n[[mbus.meter]]\naddress = \"23456789\"\n[[mbus.meter]]\naddress = \"EFE-34567890-00-06\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bus_is_read_into_the_store() {

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -29,6 +29,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     sync::watch,
     task::JoinHandle,
 };
@@ -38,13 +39,18 @@ use tokio_serial::{SerialPort, SerialStream};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks again and again until there is something to see.
-pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+pub(crate) async fn until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, look).await
+}
+
+/// The same for what may take longer.
+pub(crate) async fn until_within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + patience;
     loop {
         if let Some(seen) = look().await {
             return seen;
         }
-        assert!(Instant::now() < end, "not within {} s: {what}", PATIENCE.as_secs());
+        assert!(Instant::now() < end, "not within {} s: {what}", patience.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -107,7 +113,7 @@ impl Folder {
     }
 }
 
-/// mosquitto, which keeps nothing on disk: when it is killed it forgets everything.
+/// mosquitto with its defaults. It keeps nothing on disk: when it is killed it forgets everything.
 pub(crate) struct Broker {
     pub(crate) port: u16,
     folder: Folder,
@@ -127,7 +133,7 @@ impl Broker {
     }
 
     pub(crate) async fn begin(&mut self) {
-        let config = format!("listener {} 127.0.0.1\nallow_anonymous true\npersistence false\n", self.port);
+        let config = format!("listener {} 127.0.0.1\nallow_anonymous true\n", self.port);
         let config = self.folder.file("mosquitto.conf", config);
         // Debian keeps it where an ordinary user's PATH does not lead.
         let path = format!("{}:/usr/local/sbin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -156,11 +162,13 @@ impl Drop for Broker {
     }
 }
 
-/// A network on the way to a broker, which can swallow what is sent, and break.
+/// A network on the way to a broker, which can swallow what is sent, stall, and break.
 pub(crate) struct Network {
     pub(crate) port: u16,
     swallows: Arc<AtomicBool>,
+    stalls: watch::Sender<bool>,
     breaks: watch::Sender<()>,
+    carried: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -168,17 +176,31 @@ impl Network {
     pub(crate) async fn to(broker: u16) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (swallows, breaks) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(()));
+        let (swallows, carried) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stalls, breaks) = (watch::Sender::new(false), watch::Sender::new(()));
         let task = tokio::spawn({
-            let (swallows, breaks) = (swallows.clone(), breaks.subscribe());
+            let (swallows, stalls) = (swallows.clone(), stalls.subscribe());
+            let (breaks, carried) = (breaks.subscribe(), carried.clone());
             async move {
                 while let Ok((near, _)) = listener.accept().await {
                     let Ok(far) = tokio::net::TcpStream::connect(("127.0.0.1", broker)).await else { continue };
-                    tokio::spawn(carry(near, far, swallows.clone(), breaks.clone()));
+                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                    let there = carry(near_in, far_out, swallows.clone(), stalls.clone(), carried.clone());
+                    let back = carry(far_in, near_out, swallows.clone(), stalls.clone(), Arc::default());
+                    let mut breaks = breaks.clone();
+                    breaks.mark_unchanged();
+                    tokio::spawn(async move {
+                        // When one direction ends, so does the other.
+                        tokio::select! {
+                            () = there => {}
+                            () = back => {}
+                            _ = breaks.changed() => {}
+                        }
+                    });
                 }
             }
         });
-        Self { port, swallows, breaks, task }
+        Self { port, swallows, stalls, breaks, carried, task }
     }
 
     /// From now on nothing gets through, in neither direction, and nobody is told.
@@ -191,28 +213,35 @@ impl Network {
         self.swallows.store(false, Ordering::Relaxed);
         self.breaks.send_replace(());
     }
+
+    /// From now on everything waits, in both directions; or goes on where it waited.
+    pub(crate) fn stall(&self, stalls: bool) {
+        self.stalls.send_replace(stalls);
+    }
+
+    /// How many bytes it has carried towards the broker.
+    pub(crate) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
 }
 
+/// Carries one direction of a connection until it ends.
 async fn carry(
-    mut near: tokio::net::TcpStream,
-    mut far: tokio::net::TcpStream,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
     swallows: Arc<AtomicBool>,
-    mut breaks: watch::Receiver<()>,
+    mut stalls: watch::Receiver<bool>,
+    carried: Arc<AtomicU64>,
 ) {
-    breaks.mark_unchanged();
-    let (mut there, mut back) = ([0; 4096], [0; 4096]);
-    loop {
-        let (to, read, bytes) = tokio::select! {
-            read = near.read(&mut there) => (&mut far, read, &there),
-            read = far.read(&mut back) => (&mut near, read, &back),
-            _ = breaks.changed() => return,
-        };
-        let count = read.unwrap_or(0);
-        if count == 0 {
-            return;
-        }
-        if !swallows.load(Ordering::Relaxed) && to.write_all(&bytes[..count]).await.is_err() {
-            return;
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        // What comes meanwhile stays in the kernel's buffers; when they are full, its sender waits, too.
+        let _ = stalls.wait_for(|stalls| !stalls).await;
+        if !swallows.load(Ordering::Relaxed) {
+            if to.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+            carried.fetch_add(count as u64, Ordering::Relaxed);
         }
     }
 }
@@ -239,7 +268,7 @@ impl Seen {
     }
 }
 
-/// A client that sees everything on a broker, and speaks.
+/// A client that sees what is on a broker, and speaks.
 pub(crate) struct Client {
     client: AsyncClient,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -247,8 +276,13 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// One that is connected and listens.
+    /// One that is connected and listens to everything.
     pub(crate) async fn of(port: u16) -> Self {
+        Self::listening(port, "#").await
+    }
+
+    /// One that is connected and listens to the topics of a filter.
+    pub(crate) async fn listening(port: u16, filter: &'static str) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(0);
         let name = format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
@@ -262,7 +296,7 @@ impl Client {
                 loop {
                     match events.poll().await {
                         Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                            client.try_subscribe("#", QoS::AtLeastOnce).unwrap();
+                            client.try_subscribe(filter, QoS::AtLeastOnce).unwrap();
                         }
                         Ok(Event::Incoming(Packet::SubAck(_))) => *listens.lock().unwrap() = true,
                         Ok(Event::Incoming(Packet::Publish(publish))) => seen.lock().unwrap().push(Seen {
@@ -285,6 +319,11 @@ impl Client {
     /// What was received under topics that end so, in order.
     pub(crate) fn under(&self, end: &str) -> Vec<Seen> {
         self.seen.lock().unwrap().iter().filter(|seen| seen.topic.ends_with(end)).cloned().collect()
+    }
+
+    /// What was received since this was asked last: for who cannot keep it all.
+    pub(crate) fn take(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen.lock().unwrap())
     }
 
     /// Waits until at least so much was received under topics that end so; returns all of it.
@@ -361,6 +400,11 @@ impl Meterkast {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Whether it has not ended by itself.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Stops it as systemd does. Returns how it ended, and how long that took.

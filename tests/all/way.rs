@@ -35,7 +35,7 @@ fn store(database: &Path) -> String {
 
 /// A recording of a real meter: 566 telegrams after a piece of one. None where the corpus is not at
 /// hand, unless it must be.
-fn real_stream() -> Option<PathBuf> {
+pub(crate) fn real_stream() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/p1/streams");
     let found = fs::read_dir(&folder).ok().and_then(|mut files| Some(files.next()?.unwrap().path()));
     if found.is_none() {
@@ -58,9 +58,9 @@ struct Printed<'a> {
     clock: &'a str,
 }
 
-/// What the last telegram of the real stream says, read here by the standard's codes: register, value as
+/// What the last telegram of a stream of the real meter says, read here by the standard's codes: register, value as
 /// it should be printed, unit.
-fn last_registers(stream: &[u8]) -> Vec<(String, String, String)> {
+pub(crate) fn last_registers(stream: &[u8]) -> Vec<(String, String, String)> {
     let text = std::str::from_utf8(stream).unwrap();
     let telegram = &text[text.rfind('/').unwrap()..];
     let mut registers = Vec::new();
