@@ -59,8 +59,8 @@ commit = "2s"
 
 pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
-    let (mut meter, p1) = simulate::terminal()?;
-    let (wire, mbus) = simulate::terminal()?;
+    let (mut meter, _, p1) = simulate::terminal()?;
+    let (wire, theirs, mbus) = simulate::terminal()?;
     let bus = bus(arguments.seed)?;
     let database = folder.path.join("meterkast.db");
     let config = config(&p1, &mbus, &folder, &database);
@@ -81,7 +81,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let deadline = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     tokio::select! {
         sent = send_telegrams(&mut meter, arguments.seed) => sent?,
-        served = simulate::serve(bus, wire) => served?,
+        served = simulate::serve(bus, wire, theirs) => served?,
         () = wait_until(deadline) => {}
         asked = asked_to_end() => asked?,
     }

@@ -59,7 +59,7 @@ pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
         None => (BUS.to_owned(), "bus.toml".to_owned()),
     };
     let bus = bus(&text, &file)?;
-    let (stream, path) = terminal()?;
+    let (stream, theirs, path) = terminal()?;
     let _link = arguments.link.map(|link| Link::new(link, &path)).transpose()?;
     let meters = if bus.slaves().len() == 1 { "1 meter".to_owned() } else { format!("{} meters", bus.slaves().len()) };
     eprintln!("{meters} on {path}; Ctrl-C ends it.");
@@ -68,7 +68,7 @@ pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
         eprintln!("  {:>3}  {}{rate}", slave.description.address, slave.secondary());
     }
     tokio::select! {
-        served = serve(bus, stream) => served?,
+        served = serve(bus, stream, theirs) => served?,
         asked = asked_to_end() => asked?,
     }
     Ok(Outcome::Well)
@@ -84,18 +84,19 @@ pub(super) fn bus(text: &str, file: &str) -> Result<Bus, Failure> {
     Bus::new(description, Moment::utc(Timestamp::now())).map_err(|error| Failure::usage(format!("{file}: {error}")))
 }
 
-/// A pseudo-terminal, and the path at which others open it.
-pub(super) fn terminal() -> Result<(SerialStream, String), Failure> {
+/// Both ends of a pseudo-terminal, and the path at which others open theirs.
+pub(super) fn terminal() -> Result<(SerialStream, SerialStream, String), Failure> {
     let failed = |error: tokio_serial::Error| Failure::world(format!("no pseudo-terminal: {error}"));
     let (ours, theirs) = SerialStream::pair().map_err(failed)?;
     let path = theirs.name().ok_or_else(|| Failure::world("the pseudo-terminal has no name"))?;
-    // Others open it by its path and for themselves alone, as they would an adapter.
-    drop(theirs);
-    Ok((ours, path))
+    Ok((ours, theirs, path))
 }
 
 /// Lets a bus answer whoever opens the other end, each byte at its time. Does not end by itself.
-pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream) -> Result<(), Failure> {
+///
+/// `_theirs` stays open all the time: when the last one closes that end, our end has hung up, and from then on
+/// tokio reads it without rest, even when the next one has opened it.
+pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream, _theirs: SerialStream) -> Result<(), Failure> {
     let began = Instant::now();
     let mut buffer = [0u8; 512];
     loop {
@@ -110,7 +111,6 @@ pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream) -> Result<(), 
                     }
                     bus.handle_bytes(began.elapsed(), buffer.get(..count).unwrap_or_default());
                 }
-                // Nobody has it open: the next one may.
                 Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -44,10 +44,14 @@ impl Line {
         let (ours, theirs) = SerialStream::pair().unwrap();
         let _ = std::fs::remove_file(&self.path);
         symlink(theirs.name().unwrap(), &self.path).unwrap();
-        drop(theirs);
         // Both ends have the settings of whoever opened it.
         let rate = |ours: &SerialStream| ours.baud_rate().unwrap();
-        self.served = Some(tokio::spawn(serve(self.bus.clone(), self.flood.clone(), ours, rate)));
+        let served = serve(self.bus.clone(), self.flood.clone(), ours, rate);
+        self.served = Some(tokio::spawn(async move {
+            // Without it our end would hang up with whoever reads the bus, and tokio would read it without rest.
+            let _theirs = theirs;
+            served.await;
+        }));
     }
 
     /// Pulls the adapter out.
@@ -396,7 +400,9 @@ async fn a_p1_port_is_found_by_its_telegram() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_converter_in_the_network_is_read() {
     let folder = Folder::new();
-    let line = Line::new(folder.path("bus"), HOUSE);
+    let mut line = Line::new(folder.path("bus"), HOUSE);
+    // The answers go one way only.
+    line.unplug().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = format!("tcp://{}", listener.local_addr().unwrap());
     let (bus, flood) = (line.bus.clone(), line.flood.clone());
