@@ -316,6 +316,16 @@ struct WireEnvelope<'a> {
 
 #[derive(Deserialize)]
 struct WireMessage<'a> {
+    schema: u32,
+    #[serde(borrow)]
+    gateway: Cow<'a, str>,
+    #[serde(borrow)]
+    epoch: Cow<'a, str>,
+    seq: u64,
+    prev: u64,
+    first: u64,
+    #[serde(default)]
+    missing: Vec<(u64, u64)>,
     #[serde(borrow)]
     meter: Cow<'a, str>,
     #[serde(borrow)]
@@ -420,7 +430,10 @@ impl Envelope {
     /// Reads only the numbers of a message, of any schema, so that a message whose body is refused can
     /// still be acknowledged.
     pub fn from_json(json: &[u8]) -> Result<(u32, Self), Refused> {
-        let wire: WireEnvelope<'_> = serde_json::from_slice(json).map_err(malformed)?;
+        serde_json::from_slice::<WireEnvelope<'_>>(json).map_err(malformed).and_then(Self::checked)
+    }
+
+    fn checked(wire: WireEnvelope<'_>) -> Result<(u32, Self), Refused> {
         let epoch = Epoch::from_text(&wire.epoch).ok_or_else(|| bad("epoch", &wire.epoch))?;
         let WireEnvelope { schema, gateway, seq, prev, first, missing, .. } = wire;
         if first == 0 || first > seq || prev >= seq {
@@ -441,11 +454,19 @@ impl Envelope {
 impl Message {
     /// Reads a message. The error names what is wrong.
     pub fn from_json(json: &[u8]) -> Result<Self, Refused> {
-        let (schema, envelope) = Envelope::from_json(json)?;
-        if schema > SCHEMA {
-            return Err(Refused::NewerSchema(schema));
-        }
-        let wire: WireMessage<'_> = serde_json::from_slice(json).map_err(malformed)?;
+        let wire: WireMessage<'_> = match serde_json::from_slice(json) {
+            Ok(WireMessage { schema, .. }) if schema > SCHEMA => return Err(Refused::NewerSchema(schema)),
+            Ok(wire) => wire,
+            // A newer schema may have another form.
+            Err(error) => {
+                return Err(match Envelope::from_json(json)? {
+                    (schema, _) if schema > SCHEMA => Refused::NewerSchema(schema),
+                    _ => malformed(error),
+                });
+            }
+        };
+        let WireMessage { schema, gateway, epoch, seq, prev, first, missing, .. } = wire;
+        let (_, envelope) = Envelope::checked(WireEnvelope { schema, gateway, epoch, seq, prev, first, missing })?;
         let report = Report {
             medium: Medium::from_name(&wire.medium, wire.medium_code).ok_or_else(|| bad("medium", &wire.medium))?,
             measured_at: Some(read_moment("measured_at", &wire.measured_at)?),

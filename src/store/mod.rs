@@ -564,6 +564,14 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
         let reason = format!("its topic is not below {base}");
         return Err(Unreadable { reason, schema: 0, envelope: None });
     };
+    let message = match Message::from_json(payload) {
+        Ok(message)
+            if topic::level(&message.envelope.gateway) == gateway && topic::level(&message.report.meter) == meter =>
+        {
+            return Ok(message);
+        }
+        message => message,
+    };
     // A payload that speaks for another gateway must not touch that gateway's numbers.
     let (schema, envelope) = match Envelope::from_json(payload) {
         Ok((schema, envelope)) if topic::level(&envelope.gateway) == gateway => (schema, Some(Box::new(envelope))),
@@ -574,15 +582,11 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
         }
         Err(refused) => return Err(Unreadable { reason: refused.to_string(), schema: 0, envelope: None }),
     };
-    match Message::from_json(payload) {
-        Ok(message) if topic::level(&message.report.meter) == meter => Ok(message),
-        Ok(message) => {
-            Err(Unreadable { reason: format!("it says it is of meter {}", message.report.meter), schema, envelope })
-        }
-        Err(refused @ (Refused::NewerSchema(_) | Refused::Malformed(_))) => {
-            Err(Unreadable { reason: refused.to_string(), schema, envelope })
-        }
-    }
+    let reason = match message {
+        Ok(message) => format!("it says it is of meter {}", message.report.meter),
+        Err(refused @ (Refused::NewerSchema(_) | Refused::Malformed(_))) => refused.to_string(),
+    };
+    Err(Unreadable { reason, schema, envelope })
 }
 
 /// The beginning of a text that came from outside, fit for a log.
