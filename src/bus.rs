@@ -170,10 +170,7 @@ impl Bus {
     }
 
     fn broken(&self, reason: &str) -> PortError {
-        PortError::Other {
-            address: self.address.clone(),
-            reason: format!("was lost ({reason}); it is opened again as soon as it is back"),
-        }
+        PortError::Broken { address: self.address.clone(), reason: reason.to_owned() }
     }
 }
 
@@ -188,6 +185,7 @@ pub async fn read(source: Source, out: mpsc::Sender<Gathered>) {
         began: Instant::now(),
         trouble: None,
         is_told: false,
+        is_search_told: false,
         source,
         name,
         out,
@@ -213,6 +211,8 @@ struct Reader {
     trouble: Option<PortError>,
     /// Whether it was said that the line is open.
     is_told: bool,
+    /// Whether it was said that meters are searched for.
+    is_search_told: bool,
 }
 
 impl Reader {
@@ -251,7 +251,7 @@ impl Reader {
                 Err(error) => error,
             };
             // Said once for each kind of trouble, not at each attempt.
-            if self.trouble.as_ref() != Some(&error) {
+            if !self.trouble.as_ref().is_some_and(|said| said.is_like(&error)) {
                 self.source.pulse.say(error.to_string());
                 self.trouble = Some(error.clone());
                 self.send(What::Lost(error)).await?;
@@ -438,8 +438,13 @@ impl Reader {
             self.send(What::Note(format!("reads the {count} meters that were found before"))).await?;
             return Ok(Ok(()));
         }
-        self.send(What::Note("no [[mbus.meter]] is given: searches for meters, which takes some minutes".to_owned()))
+        // A line that breaks again and again begins it again and again: said once.
+        if !std::mem::replace(&mut self.is_search_told, true) {
+            self.send(What::Note(
+                "no [[mbus.meter]] is given: searches for meters, which takes some minutes".to_owned(),
+            ))
             .await?;
+        }
         let timing = self.source.bus.timing();
         let mut found: Vec<mbus::scan::Meter> = Vec::new();
         // Who was there and said nothing, by number; and whether nobody else can be there.
@@ -490,6 +495,7 @@ impl Reader {
         let spoke = found.iter().map(|meter| address(meter, &found));
         self.meters = spoke.chain(mute).map(Meter::at).collect();
         if self.meters.is_empty() {
+            self.is_search_told = false;
             self.send(What::Note("found no meter; searches again in an hour".to_owned())).await?;
             self.source.pulse.wait(SEARCH_AGAIN);
             tokio::select! {
@@ -644,6 +650,7 @@ mod tests {
             began: Instant::now(),
             trouble: None,
             is_told: false,
+            is_search_told: false,
             name: "mbus".into(),
             source,
             out,

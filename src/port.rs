@@ -115,6 +115,14 @@ pub enum PortError {
         /// What the system says.
         reason: String,
     },
+    /// It was open, and broke.
+    #[error("{address}: was lost ({reason}); it is opened again as soon as it is back")]
+    Broken {
+        /// The port.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
     /// A connection that stands, and brings nothing.
     #[error(
         "{address}: nothing was received for {seconds} s: do the reader there and the meter have power, and is the cable in? It is \
@@ -134,6 +142,16 @@ pub enum PortError {
         /// What the system says.
         reason: String,
     },
+}
+
+impl PortError {
+    /// Whether another error is no news after this one. The system's words for one trouble differ from one moment to the next.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Broken { .. }, Self::Broken { .. }) | (Self::Unreachable { .. }, Self::Unreachable { .. }) => true,
+            _ => self == other,
+        }
+    }
 }
 
 /// How long a connection may take. The system would try for two minutes.
