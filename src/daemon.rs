@@ -169,8 +169,10 @@ impl Daemon {
 
     /// Reads the ports of `config`.
     pub fn read_ports(&mut self, config: &Config) {
+        let Some(input) = self.input() else { return };
+        // Ports are told of first: it is them that an installer looks for.
+        let roles = std::mem::take(&mut self.pulses);
         for (index, port) in config.p1.iter().enumerate() {
-            let Some(input) = self.input() else { return };
             let source = Source {
                 name: port.name.as_str().into(),
                 address: port.port.clone(),
@@ -182,10 +184,9 @@ impl Daemon {
                 patience: Patience::default(),
                 pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
             };
-            self.ports.spawn(collect::collect(source, input));
+            self.ports.spawn(collect::collect(source, input.clone()));
         }
         for bus in &config.mbus {
-            let Some(input) = self.input() else { return };
             let mut judge = Judge::default();
             judge.set_live(true);
             for report in &self.recent {
@@ -201,8 +202,9 @@ impl Daemon {
                 quiet: bus::QUIET,
                 pulse: self.pulses.add(Pulse::new(bus.name.as_str(), PAUSE)),
             };
-            self.ports.spawn(bus::read(source, input));
+            self.ports.spawn(bus::read(source, input.clone()));
         }
+        self.pulses.append(roles);
     }
 
     /// The signs of life of all that was started, the ports among them once they are read.

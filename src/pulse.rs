@@ -105,6 +105,11 @@ impl Pulses {
         pulse
     }
 
+    /// Those of others behind these.
+    pub fn append(&mut self, mut others: Self) {
+        self.0.append(&mut others.0);
+    }
+
     /// The names of the tasks that have not turned when they should have.
     pub fn late(&self) -> Vec<&str> {
         self.0
