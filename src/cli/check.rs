@@ -1,10 +1,17 @@
-//! `check`: validates a configuration.
+//! `check`: validates a configuration, and looks whether this machine has what `run` will need.
+//!
+//! What is wrong with the file is an error. What is wrong with the machine is a remark, since the file may be for another.
 
-use std::{os::unix::fs::FileTypeExt, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
 
 use super::{Failure, Outcome, Output};
 use crate::{
-    config::{Address, Config},
+    config::{self, Address, Config},
     port,
 };
 
@@ -54,9 +61,11 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         None => output.line(&format!("  broker: embedded, on {}", config.mqtt.listen))?,
     }
     if let Some(store) = &config.store {
+        remark_database(arguments, store.url.path());
         output.line(&format!("  store {}: {}", store.id.as_str(), store.url))?;
     }
     if config.has_ports() {
+        remark_journal(arguments, &config.journal);
         let stores = config.stores();
         if stores.is_empty() {
             output.line("  the promise that nothing is lost ends at the broker: [journal] stores is empty")?;
@@ -80,4 +89,75 @@ fn remark_missing(arguments: &Arguments, port: &Address) {
         let file = arguments.file.display();
         eprintln!("{file}: there is no {} on this machine now; `run` waits for it", path.display());
     }
+}
+
+fn remark_database(arguments: &Arguments, database: &Path) {
+    let folder = database.parent().unwrap_or(Path::new("."));
+    let file = database.exists().then_some(database);
+    if let Some((path, error)) = unwritable(folder).or_else(|| file.and_then(unwritable_file)) {
+        remark_unwritable(arguments, "database", database, &path, &error);
+    }
+}
+
+fn remark_journal(arguments: &Arguments, journal: &config::Journal) {
+    let folder = &journal.path;
+    let files: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    // Files of another user are what a trial as root leaves behind.
+    let in_the_way = unwritable(folder).or_else(|| files.iter().find_map(|file| unwritable_file(file)));
+    if let Some((path, error)) = in_the_way {
+        remark_unwritable(arguments, "journal", folder, &path, &error);
+    }
+    let Ok(disk) = rustix::fs::statvfs(existing(folder)) else { return };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let used: u64 = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
+    if free.saturating_add(used) < journal.max_bytes {
+        let (file, place) = (arguments.file.display(), folder.display());
+        let (most, free) = (journal.max_bytes >> 20, free >> 20);
+        eprintln!(
+            "{file}: [journal] max-bytes is {most} MiB, and {free} MiB are free where the journal {place} is: lower it, or the disk is \
+             full before the oldest messages go"
+        );
+    }
+}
+
+fn remark_unwritable(arguments: &Arguments, what: &str, place: &Path, path: &Path, error: &io::Error) {
+    let file = arguments.file.display();
+    let owner = owner_of(path);
+    eprintln!(
+        "{file}: the {what} {} cannot be written by this user: {}: {error}; it belongs to {owner}. `run` waits, or does not start, unless \
+         its user may: look as that one (`sudo -u meterkast meterkast check {file}`), or choose another place",
+        place.display(),
+        path.display()
+    );
+}
+
+/// The folder itself, or the nearest above it that there is.
+fn existing(folder: &Path) -> &Path {
+    let mut above = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
+    above.find(|path| path.exists()).unwrap_or(Path::new("."))
+}
+
+/// What is in the way of files in this folder, which is made if it is not there.
+fn unwritable(folder: &Path) -> Option<(PathBuf, io::Error)> {
+    let folder = existing(folder);
+    // It has no name, and goes when it is closed.
+    tempfile::tempfile_in(folder).err().map(|error| (folder.to_owned(), error))
+}
+
+fn unwritable_file(path: &Path) -> Option<(PathBuf, io::Error)> {
+    File::options().write(true).open(path).err().map(|error| (path.to_owned(), error))
+}
+
+/// The name of the user whom a file belongs to, or the number.
+fn owner_of(path: &Path) -> String {
+    let Ok(found) = fs::metadata(path) else { return "nobody".to_owned() };
+    let uid = found.uid().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    });
+    name.unwrap_or(uid)
 }
