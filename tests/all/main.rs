@@ -26,5 +26,7 @@ mod mbus_way;
 mod mutation;
 mod noise;
 mod parts;
+mod ports;
 mod samples;
+mod service;
 mod way;

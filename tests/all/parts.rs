@@ -81,16 +81,17 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
+/// The program under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_meterkast");
+
 /// The program under test, with all its standard streams in our hands.
 fn start_meterkast<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Child {
-    program(env!("CARGO_BIN_EXE_meterkast"))
-        .args(arguments)
-        .env_remove("METERKAST_LOG")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    spawn(program(BINARY).args(arguments))
+}
+
+fn spawn(command: &mut Command) -> Child {
+    let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    streams.env_remove("METERKAST_LOG").spawn().unwrap()
 }
 
 /// A temporary folder.
@@ -362,6 +363,13 @@ impl Meterkast {
         Self::of(start_meterkast(arguments))
     }
 
+    /// The daemon, with these words before its name (`setpriv --reuid 1`), and these variables.
+    pub(crate) fn run_by(before: &[&str], variables: &[(&str, &str)], config: &Path) -> Self {
+        let mut words = [before, &[BINARY, "run", "--config"]].concat().into_iter();
+        let mut command = program(words.next().unwrap_or_default());
+        Self::of(spawn(command.args(words).arg(config).envs(variables.iter().copied())))
+    }
+
     /// One that was started otherwise: its standard error must be a pipe.
     pub(crate) fn of(mut child: Child) -> Self {
         let stderr = Arc::new(Mutex::new(String::new()));
@@ -373,6 +381,11 @@ impl Meterkast {
             }
         });
         Self { child, stderr }
+    }
+
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its standard input, output: for who asks first.
