@@ -353,3 +353,25 @@ fn check_remarks_what_run_will_lack() {
     chown(&left, Some(65_534), None).unwrap();
     assert_eq!(String::from_utf8(check().stderr).unwrap(), "");
 }
+
+#[tokio::test]
+async fn a_pipe_may_wait_for_its_writer_without_end() {
+    let (broker, folder, mut meter) = (Broker::start().await, Folder::new(), Meter::new(36));
+    let (systemd, pipe) = (Systemd::new(&folder), folder.path("pipe"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let config = folder.file("meterkast.toml", gateway(&folder, &pipe) + &store(&folder) + &broker.section());
+    let mut daemon = systemd.start(&config);
+    systemd.is_told("STATUS=p1 waits for somebody to write into the pipe").await;
+    systemd.is_told("READY=1").await;
+    // Nobody writes: that holds up no end.
+    let (status, took) = daemon.terminate().await;
+    assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
+    let _daemon = Meterkast::run(&config);
+    tokio::task::spawn_blocking({
+        let telegrams = meter.telegrams(5);
+        move || fs::write(pipe, telegrams).unwrap()
+    })
+    .await
+    .unwrap();
+    meter.is_stored_in(&folder.path("m.db")).await;
+}
