@@ -968,6 +968,44 @@ mod tests {
         assert_eq!(pump(&mut outbox, s(1000)), (vec![], None));
     }
 
+    #[test]
+    fn several_processes_on_one_database_may_acknowledge_in_any_order() {
+        let mut outbox = outbox(6);
+        // Each tells what the database held when it committed; the later may be heard first.
+        outbox.acknowledged(&ack(RUN, 5, &[], "g"), s(0));
+        let effect = outbox.acknowledged(&ack(RUN, 2, &[(4, 4)], "g"), s(0));
+        assert_eq!((effect, outbox.depth()), (AckEffect::default(), 1));
+        outbox.acknowledged(&ack(RUN, 4, &[(6, 6)], "g"), s(0));
+        assert_eq!((outbox.depth(), pump(&mut outbox, s(0)).0), (0, vec![]));
+    }
+
+    #[test]
+    fn no_more_bytes_than_the_limit_are_outstanding() {
+        let limits = Limits { bytes: 250, ..Limits::default() };
+        let mut outbox = Outbox::new(&["main".to_owned()], limits);
+        outbox.hold(RUN, 1, 10);
+        assert_eq!(pump(&mut outbox, s(0)).0, [1, 2, 3]);
+        outbox.acknowledged(&ack(RUN, 2, &[], "g"), s(1));
+        assert_eq!(pump(&mut outbox, s(1)).0, [4, 5]);
+    }
+
+    #[test]
+    fn the_repeats_of_many_gateways_are_spread() {
+        let mut waits = BTreeSet::new();
+        for dice in 0..1000 {
+            let mut outbox = outbox(1);
+            for now in [0, 60] {
+                assert_eq!(outbox.next(s(now)), Next::Send { epoch: RUN, seq: 1 });
+                outbox.sent(RUN, 1, 100, s(now), dice);
+            }
+            let Next::Wait(Some(until)) = outbox.next(s(60)) else { panic!("it waits for nothing") };
+            waits.insert(until - s(60));
+        }
+        assert_eq!(waits.first(), Some(&s(96)));
+        assert_eq!(waits.last(), Some(&s(144)));
+        assert!(waits.len() > 40);
+    }
+
     /// One step of the world between a gateway and a store.
     #[derive(Debug, Clone)]
     enum Step {
