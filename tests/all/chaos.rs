@@ -640,13 +640,18 @@ impl Chaos {
     /// Fills the store's disk while it has to write, and frees it.
     async fn fill(&mut self, disk: &Disk, port: &Port) {
         self.everything_is_back().await;
+        self.running[&Who::Store].says("connected to the broker as store").await;
         // An ordered stop empties the write-ahead log, in which there might be room.
         self.stop(Who::Store).await;
         self.start(Who::Store);
         self.running[&Who::Store].says("connected to the broker as store").await;
         disk.fill();
-        port.feed(200);
-        self.running[&Who::Store].says("the disk is full").await;
+        until_within(RECOVERY, "that the disk is full", async || {
+            port.feed(200);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.running[&Who::Store].stderr().contains("the disk is full").then_some(())
+        })
+        .await;
         self.strike(Fault::Break(Who::Gateway)).await;
         port.feed(200);
         self.pass(Duration::from_secs(1)).await;
@@ -738,7 +743,7 @@ async fn nothing_is_lost_and_nothing_twice_whatever_is_killed() {
         }
         dice.shuffle(&mut faults);
         for fault in faults {
-            let some = dice.from(0..2 * telegrams / (rounds * 7 / 2) + 1).min(telegrams - fed);
+            let some = dice.from(0..2 * telegrams / (rounds * 3) + 1).min(telegrams - fed);
             port.feed(some);
             fed += some;
             chaos.strike(fault).await;
