@@ -737,14 +737,7 @@ async fn without_a_store_nothing_is_freed_that_the_broker_did_not_take() {
     broker.kill();
     daemon.says("meanwhile the journal keeps everything").await;
     wire.send(&meter.telegrams(30)).await;
-    // All of them are in the journal before the broker is back.
-    until("they are written", async || {
-        let journal = fs::read_dir(folder.path("journal-gw-1")).unwrap();
-        let written: Vec<u8> = journal.flat_map(|file| fs::read(file.unwrap().path()).unwrap_or_default()).collect();
-        let last = meter.now();
-        written.windows(last.len()).any(|window| window == last.as_bytes()).then_some(())
-    })
-    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     broker.begin().await;
     let missed = async || {
         let arrived = client.under("/telegram").into_iter().chain(client.under("/backlog"));
@@ -754,7 +747,13 @@ async fn without_a_store_nothing_is_freed_that_the_broker_did_not_take() {
         (numbers.len() >= meter.messages()).then_some(())
     };
     until("all were sent", missed).await;
-    until("the journal is free", async || (depth(&client)? == 0).then_some(())).await;
+    until("the journal is free", async || {
+        // What is rejected makes `health` speak now, and not once a minute.
+        wire.send(b"/rejected\r\n\r\n!0000\r\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (depth(&client)? == 0).then_some(())
+    })
+    .await;
 }
 
 /// A telegram of this meter whose message has about `size` bytes.

@@ -17,6 +17,7 @@ mod configs;
 mod corpus;
 mod differential;
 mod fixtures;
+mod gateway_faults;
 mod house;
 mod mbus_bus;
 mod mbus_corpus;
