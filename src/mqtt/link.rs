@@ -226,6 +226,7 @@ async fn run(
             queued: VecDeque::new(),
             underway: HashMap::new(),
             since: None,
+            answered: false,
             commands: &mut commands,
             events: &events,
             sizes: &mut sizes,
@@ -255,6 +256,8 @@ struct Connection<'a> {
     underway: HashMap<u16, Sent>,
     /// When the broker accepted it.
     since: Option<Instant>,
+    /// Whether it confirmed anything, so that the network does carry.
+    answered: bool,
     commands: &'a mut mpsc::Receiver<Command>,
     events: &'a mpsc::Sender<Event>,
     sizes: &'a mut Sizes,
@@ -303,7 +306,7 @@ impl Connection<'_> {
                     }
                 }
                 Ok(Notice::Incoming(Packet::PubAck(ack))) => {
-                    moved = Instant::now();
+                    (self.answered, moved) = (true, Instant::now());
                     if let Some(sent) = self.underway.remove(&ack.pkid) {
                         self.sizes.took(sent.size);
                         if let Some(tag) = sent.tag {
@@ -311,6 +314,7 @@ impl Connection<'_> {
                         }
                     }
                 }
+                Ok(Notice::Incoming(Packet::SubAck(_))) => self.answered = true,
                 Ok(Notice::Incoming(Packet::Publish(publish))) => {
                     let (topic, retained) = (publish.topic, publish.retain);
                     self.say(Event::Message { topic, payload: publish.payload, retained }).await?;
@@ -348,7 +352,8 @@ impl Connection<'_> {
 
     /// Says what is lost with the connection.
     async fn end(&mut self, error: &ConnectionError) -> Result<(), Closed> {
-        if let Some(size) = closed_upon(error, self.underway.values())
+        if self.answered
+            && let Some(size) = closed_upon(error, self.underway.values())
             && let Some(pause) = self.sizes.broke(size, Instant::now())
         {
             tracing::warn!(

@@ -337,7 +337,7 @@ async fn a_segment_that_may_not_be_read_costs_nothing_else() {
     after_damage(|journal| {
         let other = another(journal);
         fs::write(&other, "whatever it is").unwrap();
-        fs::set_permissions(&other, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o000)).unwrap();
         if fs::read(&other).is_ok() {
             println!("skipped: root may read everything");
             return None;
