@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 #[tokio::main(flavor = "current_thread")]
 async fn feed() -> Result<(), Box<dyn Error>> {
     let (mut meter, device) = SerialStream::pair()?;
-    println!("{}", device.name().ok_or("the pseudo-terminal has no name")?);
+    writeln!(io::stdout(), "{}", device.name().ok_or("the pseudo-terminal has no name")?)?;
     // Others open it by its path and for themselves alone, as they would an adapter.
     drop(device);
     let now = || Moment::utc(Timestamp::now());
