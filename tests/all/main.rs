@@ -30,4 +30,5 @@ mod parts;
 mod ports;
 mod samples;
 mod service;
+mod store_faults;
 mod way;

@@ -141,7 +141,7 @@ async fn a_capture_goes_through_mosquitto_and_only_once() {
         check_last_registers(&bytes, &database);
     }
     // A replay speaks for no meter now: nothing of it is taken for a gateway's word.
-    for leaf in ["/telegram", "/state", "/interval", "gw-1/status", "/health"] {
+    for leaf in ["/telegram", "/state", "/interval", "gw-1/status", "gw-1/health"] {
         assert_eq!(client.under(leaf).len(), 0, "{leaf}");
     }
 }
