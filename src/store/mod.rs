@@ -605,3 +605,33 @@ async fn sleep_until(at: Option<Instant>) {
         tokio::time::sleep_until(at).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::{Epoch, Ranges, Tally};
+
+    #[test]
+    fn an_acknowledgement_holds_as_many_epochs_as_half_a_packet() {
+        let epochs = |ranges: u64| {
+            let have = Ranges::from_pairs((1..=ranges).map(|at| (u64::MAX / 2 + 3 * at, u64::MAX / 2 + 3 * at + 1)));
+            let of = |bits| EpochAck {
+                epoch: Epoch::from_bits(bits),
+                through: 1,
+                lost: have.clone(),
+                have: have.clone(),
+                tally: Tally::default(),
+            };
+            (0..1000).map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(Ack::from_json(ack("main", "g", epochs(0)).as_bytes()).unwrap().epochs.len(), 1000);
+        for (ranges, least) in [(3, 200), (256, 4)] {
+            let epochs = epochs(ranges);
+            let json = ack("main", "g", epochs.clone());
+            let read = Ack::from_json(json.as_bytes()).unwrap().epochs;
+            assert!(read.len() >= least && read[..] == epochs[..read.len()], "{}", read.len());
+            let more = Ack { store: "main".into(), generation: "g".into(), epochs: epochs[..=read.len()].to_vec() };
+            assert!(json.len() <= MAX_PACKET / 2 && more.to_json().len() + 200 > MAX_PACKET / 2);
+        }
+    }
+}

@@ -5,7 +5,12 @@
 //! Reports leave through [`Reader`] exactly as they entered. Instants are UTC.
 //!
 //! Each error says what is wrong with the file and what helps; after an error nothing of the batch is
-//! written, and giving the same batch again does the right thing.
+//! written, and giving the same batch again does the right thing. After [`StoreError::Replaced`], or where
+//! [`StoreError::needs_reopening`] says so, it is closed or abandoned, and opened anew.
+//!
+//! - `file`: which file it is, and whether it may be opened.
+//! - `log`: whether its write-ahead log has lost commits.
+//! - `ledgers`, `write`: a batch becomes rows. `read`: rows become reports.
 //!
 //! Not supported: several writers on one file, which [`StoreError::Held`] refuses; instants finer than
 //! a millisecond.
@@ -96,6 +101,9 @@ pub struct Committed {
     /// epochs (at most 32), the latest first.
     pub acks: Vec<(String, Vec<EpochAck>)>,
 }
+
+/// How a message that was refused is read: from its topic and payload. The error says why it cannot be.
+pub type Read<'r> = dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync + 'r;
 
 /// What became of refused messages that were read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -197,11 +205,7 @@ impl Sqlite {
     /// Reads messages again which an older build refused because their schema was newer than it could read, and
     /// which `schema`, the newest that is read now, includes. `read` is given topic and payload; its error is the
     /// new reason. Call it again until it returns zeros, before anything is committed.
-    pub async fn reread(
-        &mut self,
-        schema: u32,
-        read: &(dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync),
-    ) -> Result<Reread, StoreError> {
+    pub async fn reread(&mut self, schema: u32, read: &Read<'_>) -> Result<Reread, StoreError> {
         let result = match self.begin().await {
             Ok(()) => write::reread(&mut self.connection, schema, read).await,
             Err(error) => Err(error),
@@ -334,6 +338,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 
 /// Moves what a killed writer left in the log into the file. It may hold commits whose sync failed; those are only in
 /// the system's memory, where a sync of the log would not write them again.
+/// What a reader of an older state holds back now is moved later.
 async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let sql = "PRAGMA wal_checkpoint(PASSIVE)";
     let (_, frames, moved): (i64, i64, i64) = query_as(sql).fetch_one(&mut *connection).await?;

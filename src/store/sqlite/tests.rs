@@ -456,3 +456,59 @@ async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_
     assert_eq!(counts(&store.commit(&again).await.unwrap()), [0, 200, 0, 0]);
     assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, messages);
 }
+
+#[tokio::test]
+async fn a_database_of_the_first_version_opens_and_keeps_everything() {
+    let (_folder, path, mut store) = store().await;
+    let envelope = Envelope { seq: 2, ..message(2, 0, "1").envelope };
+    store.commit(&[batch([message(1, 0, "1")]), vec![refused(Some(envelope), b"{")]].concat()).await.unwrap();
+    let generation = store.generation().to_owned();
+    // As the first version left it: without what came later, and with nothing in the lock.
+    store.sql("ALTER TABLE refused DROP COLUMN readable; DELETE FROM _sqlx_migrations WHERE version > 1").await;
+    store.close().await.unwrap();
+    fs::write(file::beside(&path, ".lock"), "").unwrap();
+    let mut store = Sqlite::open(&path).await.unwrap();
+    assert_eq!(store.generation(), generation);
+    assert_eq!(store.column("SELECT schema || ' ' || readable FROM refused").await, ["2 1"]);
+    assert_eq!(store.epochs("gw-1").await.unwrap()[0].through, 2);
+    assert_eq!(Reader::open(&path).await.unwrap().readings(None).await.unwrap()[0].0, message(1, 0, "1").report);
+}
+
+#[tokio::test]
+async fn a_log_that_a_power_cut_tore_is_sound_and_one_with_lost_commits_is_not() {
+    let (folder, path, mut store) = store().await;
+    for seq in 1..=5 {
+        store.commit(&batch([message(seq, seq.cast_signed(), "1")])).await.unwrap();
+    }
+    let whole = fs::read(file::beside(&path, "-wal")).unwrap();
+    let copy = folder.path().join("copy");
+    let is_damaged = |content: &[u8]| {
+        fs::write(&copy, content).unwrap();
+        log::is_damaged(&copy).unwrap()
+    };
+    assert!(!log::is_damaged(&folder.path().join("none")).unwrap());
+    // Cut anywhere, also within a transaction: at first the creation of the tables, then five commits.
+    for length in (0..whole.len()).step_by(997).chain([31, 32, 33, whole.len()]) {
+        assert!(!is_damaged(&whole[..length]), "cut at {length}");
+    }
+    let page = 4096 + 24;
+    // Frames of this round of the log; behind them stand those of the creation.
+    let here = |at: &usize| whole[at + 8..at + 16] == whole[16..24];
+    let commits: Vec<usize> =
+        (32..whole.len()).step_by(page).filter(here).filter(|&at| whole[at + 4..at + 8] != [0; 4]).collect();
+    assert_eq!(commits.len(), 6, "the generation, and five messages");
+    let flipped = |at: usize| {
+        let mut log = whole.clone();
+        log[at] ^= 0x10;
+        is_damaged(&log)
+    };
+    // In the page of the last commit, or its header: it may have been torn. Before the last two it cannot.
+    let (second_last, last) = (commits[4], commits[5]);
+    assert!(!flipped(last + 3000) && !flipped(last + 20));
+    for at in [0, 8, 20, 32 + 8, 32 + 20, 32 + 2000, commits[1] + 100, second_last - 1] {
+        assert!(flipped(at), "{at}");
+    }
+    // What a transaction that failed left behind the last one that did not.
+    let failed = [&whole[..last + page], &whole[second_last..last + page], &whole[32..32 + page]].concat();
+    assert!(!is_damaged(&failed));
+}

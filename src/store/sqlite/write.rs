@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sqlx::{QueryBuilder, SqliteConnection, query, query_as, query_scalar};
 
 use super::{
-    CHUNK, Committed, Incoming, Reread, clock_code, json,
+    CHUNK, Committed, Incoming, Read, Reread, clock_code, json,
     ledgers::{Ledgers, recount},
     number,
 };
@@ -117,7 +117,7 @@ async fn write_rows(connection: &mut SqliteConnection, messages: &[&Message]) ->
 pub(super) async fn reread(
     connection: &mut SqliteConnection,
     schema: u32,
-    read: &(dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync),
+    read: &Read<'_>,
 ) -> Result<Reread, sqlx::Error> {
     let sql = "SELECT id, topic, payload FROM refused WHERE schema > readable AND schema <= ? ORDER BY id LIMIT ?";
     let rows: Vec<(i64, String, Vec<u8>)> = query_as(sql).bind(schema).bind(REREAD).fetch_all(&mut *connection).await?;
