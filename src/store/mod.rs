@@ -380,9 +380,11 @@ impl Role {
             self.opened().await;
             self.greet().await;
         }
-        if self.retry_at.is_none() && !self.batch.is_empty() {
-            self.commit().await;
+        if self.retry_at.is_some() {
+            return;
         }
+        // With nothing to commit, whatever else writes shows whether it works.
+        if self.batch.is_empty() { self.retain().await } else { self.commit().await }
     }
 
     /// The database is open: before anything is taken, what this build can read better is read again.
@@ -478,9 +480,13 @@ impl Role {
         self.retain_at = Instant::now() + RETENTION;
         let Some(database) = &mut self.database else { return };
         match database.retain(self.settings.store.retention).await {
-            // More to do: soon, but not before what has arrived.
-            Ok(rows) if rows >= RETAIN_ROWS => self.retain_at = Instant::now() + Duration::from_secs(1),
-            Ok(_) => {}
+            Ok(rows) => {
+                // More to do: soon, but not before what has arrived.
+                if rows >= RETAIN_ROWS {
+                    self.retain_at = Instant::now() + Duration::from_secs(1);
+                }
+                self.works();
+            }
             Err(error) => self.fail(error).await,
         }
     }
