@@ -5,7 +5,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use meterkast::{
-    delivery::Epoch,
+    delivery::{Epoch, Ranges},
     moment::Moment,
     p1,
     payload::{Envelope, Message},
@@ -31,8 +31,14 @@ fn messages(seconds: i64) -> Vec<Incoming> {
                 continue;
             }
             let seq = messages.len() as u64 + 1;
-            let envelope =
-                Envelope { gateway: "gw-1".into(), epoch: Epoch::from_bits(7), seq, prev: seq - 1, first: 1 };
+            let envelope = Envelope {
+                gateway: "gw-1".into(),
+                epoch: Epoch::from_bits(7),
+                seq,
+                prev: seq - 1,
+                first: 1,
+                missing: Ranges::new(),
+            };
             let received_at = Moment::from_millis(start.millis() + second * 1000 + 123, 0).expect("a moment");
             messages.push(Incoming::Message(Message { envelope, received_at, report }));
         }

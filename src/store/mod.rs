@@ -630,8 +630,7 @@ mod tests {
             };
             (0..1000).map(of).collect::<Vec<_>>()
         };
-        let from =
-            Ack { store: "main".into(), generation: "g".into(), started: "s".into(), epochs: Vec::new() };
+        let from = Ack { store: "main".into(), generation: "g".into(), started: "s".into(), epochs: Vec::new() };
         assert_eq!(Ack::from_json(ack(&from, epochs(0)).as_bytes()).unwrap().epochs.len(), 1000);
         for (ranges, least) in [(3, 200), (256, 4)] {
             let epochs = epochs(ranges);
