@@ -24,7 +24,7 @@ use super::{
     MAX_PACKET,
     board::Board,
     health::{self, Health},
-    link::{self, Command, Event, Link, Tag, Will},
+    link::{self, Command, Complaints, Event, Link, Tag, Will},
 };
 use crate::{
     collect::{Gathered, What},
@@ -105,8 +105,7 @@ pub struct Gateway {
     began: Instant,
     link: Option<Link>,
     connected: bool,
-    /// The trouble with the connection was said.
-    complained: bool,
+    complaints: Complaints,
     /// Whether a store may have confirmed something that is held: of an earlier run or connection.
     sent_before: bool,
     /// Nothing goes through the backlog before.
@@ -232,7 +231,7 @@ impl Gateway {
             began: Instant::now(),
             link: None,
             connected: false,
-            complained: false,
+            complaints: Complaints::default(),
             not_before: Duration::ZERO,
             wake: None,
             crowded: false,
@@ -289,6 +288,11 @@ impl Gateway {
             self.settings.pulse.beat();
             if ended && self.finished(&mut progress) {
                 break;
+            }
+            // While the journal cannot be written the input is not taken; its end is noticed all the same.
+            if !ended && self.unwritten.len() >= MOST_UNWRITTEN && input.is_closed() {
+                ended = true;
+                progress.1 = Instant::now();
             }
             self.pump();
             let wake = self.wake.map(|wake| self.began + wake);
@@ -657,7 +661,7 @@ impl Gateway {
         match event {
             Some(Event::Connected) => {
                 self.connected = true;
-                self.complained = false;
+                self.complaints.end();
                 if std::mem::replace(&mut self.sent_before, true) {
                     // The stores' retained acknowledgements may say that there is nothing to send again.
                     self.not_before = now.saturating_add(ACK_GRACE);
@@ -665,18 +669,20 @@ impl Gateway {
                 self.greet();
             }
             Some(Event::Disconnected { reason }) => {
-                // Said when it breaks and at the first failure, not at each attempt.
-                if self.connected || !self.complained {
+                if self.complaints.is_news(&reason) {
                     tracing::warn!("{reason}; meanwhile the journal keeps everything");
                 }
                 self.connected = false;
-                self.complained = true;
                 self.underway.clear();
                 self.outbox.start_over(now);
             }
             Some(Event::Published(tag)) => {
                 if let Some((epoch, seq)) = self.underway.remove(&tag) {
                     self.outbox.published(epoch, seq, now);
+                    if self.settings.stores.is_empty() {
+                        (self.confirmed_at, self.unconfirmed_said) = (now, false);
+                        self.health.changed |= self.outbox.depth() == 0;
+                    }
                 }
             }
             Some(Event::Dropped(tag)) => drop(self.underway.remove(&tag)),
@@ -800,7 +806,7 @@ impl Gateway {
             );
         }
         // Before the first attempt to connect has ended there is nothing to tell.
-        if self.connected || self.complained {
+        if self.connected || self.complaints.any() {
             let broker = if self.connected { "online" } else { "without its broker" };
             self.settings.pulse.say(format!("{broker}, {} messages wait", self.outbox.depth()));
         }

@@ -13,7 +13,7 @@
 //! the old connection come out of the new one.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     error::Error,
     io,
     path::Path,
@@ -97,6 +97,29 @@ pub enum Event {
         /// Whether the broker had kept it: it may be old.
         retained: bool,
     },
+}
+
+/// The reasons for which there is no connection that were said: each is said once, until it stands again.
+#[derive(Debug, Default)]
+pub struct Complaints(BTreeSet<String>);
+
+impl Complaints {
+    /// Whether this reason is to be said.
+    pub fn is_news(&mut self, reason: &str) -> bool {
+        /// More than there are kinds of trouble; bounds what a broker's own words can do.
+        const MOST: usize = 16;
+        self.0.len() < MOST && self.0.insert(reason.to_owned())
+    }
+
+    /// The connection stands.
+    pub fn end(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether there was a reason since it last stood.
+    pub fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 /// A retained message that the broker publishes when the connection breaks.

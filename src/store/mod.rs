@@ -28,7 +28,7 @@ use crate::{
     mqtt::{
         MAX_PACKET,
         gateway::random_bits,
-        link::{self, Command, Event, Link, Will},
+        link::{self, Command, Complaints, Event, Link, Will},
     },
     payload::{self, Envelope, Message, Refused},
     pulse::Pulse,
@@ -97,7 +97,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         retry_at: None,
         link,
         connected: false,
-        complained: false,
+        complaints: Complaints::default(),
         batch: Vec::with_capacity(BATCH),
         batch_bytes: 0,
         commit_at: None,
@@ -161,8 +161,7 @@ struct Role {
     retry_at: Option<Instant>,
     link: Link,
     connected: bool,
-    /// The trouble with the connection was said.
-    complained: bool,
+    complaints: Complaints,
     batch: Vec<Incoming>,
     batch_bytes: usize,
     /// When the batch is committed at the latest.
@@ -223,7 +222,7 @@ impl Role {
         match event {
             Event::Connected => {
                 self.connected = true;
-                self.complained = false;
+                self.complaints.end();
                 self.say_what_it_does();
                 // Of the connection before nothing is left.
                 self.commands.clear();
@@ -231,11 +230,10 @@ impl Role {
                 self.greet().await;
             }
             Event::Disconnected { reason } => {
-                if self.connected || !self.complained {
+                if self.complaints.is_news(&reason) {
                     tracing::warn!("{reason}");
                 }
                 self.connected = false;
-                self.complained = true;
                 self.say_what_it_does();
             }
             Event::Message { topic, payload, .. } => self.take(&topic, &payload),
