@@ -514,6 +514,12 @@ impl Journal {
         Ok(Some(held(&gone)))
     }
 
+    /// The file in which a message stands, if the journal holds it.
+    pub fn file_of(&self, epoch: Epoch, seq: u64) -> Option<PathBuf> {
+        let holds = |segment: &&Segment| segment.epoch == epoch && segment.first <= seq && seq <= segment.last;
+        self.segments.iter().find(holds).map(|segment| segment_path(&self.dir, segment.number))
+    }
+
     /// Reads a message. None when the journal does not hold it, or its place is damaged.
     pub fn read(&mut self, epoch: Epoch, seq: u64) -> io::Result<Option<Record>> {
         let holds = |segment: &&Segment| segment.epoch == epoch && segment.first <= seq && seq <= segment.last;

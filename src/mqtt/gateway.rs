@@ -8,7 +8,7 @@
 //! messages wait in memory and then the ports wait, so nothing is taken that could not be kept.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -30,7 +30,7 @@ use crate::{
     collect::{Gathered, What},
     config::{self, BrokerUrl},
     delivery::{Ack, Epoch, Limits, Next, Outbox, Tally, topic},
-    journal::{Bounds, Held, Journal, JournalError, Synced},
+    journal::{Bounds, Held, Journal, JournalError, Record, Synced},
     mbus::Trouble,
     moment::Moment,
     payload::{self, Envelope},
@@ -119,8 +119,12 @@ pub struct Gateway {
     write_failed: bool,
     /// The sync that is under way.
     syncing: Option<JoinHandle<std::io::Result<Synced>>>,
+    /// Messages that could not be read from the journal, or are too large to be sent.
+    unreadable: u64,
     /// Said once, until a sync works again.
     sync_failed: bool,
+    /// What is still to be subscribed to on this connection.
+    greeting: Option<Vec<String>>,
     /// What should stand at the broker.
     board: Board,
     /// This gateway's own `health` was heard last, and not another's.
@@ -239,6 +243,8 @@ impl Gateway {
             write_failed: false,
             syncing: None,
             sync_failed: false,
+            unreadable: 0,
+            greeting: None,
             board: Board::default(),
             alone: false,
             shown: HashMap::new(),
@@ -251,23 +257,27 @@ impl Gateway {
         })
     }
 
-    /// The reports of the last messages before this start, in the order in which they were sent.
+    /// What was said last before this start: of each meter the last report, and those before it that have the last believed
+    /// value of some register. In the order in which they were sent.
     pub fn recent(&mut self) -> Vec<Report<String>> {
         /// Two hours at 1 Hz: the last reading of a meter that is read every hour is among them.
-        const RECENT: u64 = 8_000;
-        let mut rest = RECENT;
-        let mut runs = Vec::new();
-        for run in std::mem::take(&mut self.earlier).into_iter().rev() {
-            let first = run.first.max(run.last.saturating_sub(rest).saturating_add(1));
-            rest = rest.saturating_sub(run.last.saturating_add(1).saturating_sub(first));
-            runs.push((run.epoch, first..=run.last));
-            if rest == 0 {
-                break;
+        const RECENT: usize = 8_000;
+        let earlier = std::mem::take(&mut self.earlier);
+        let runs = earlier.iter().rev();
+        let numbers = runs.flat_map(|run| (run.first..=run.last).rev().map(|seq| (run.epoch, seq)));
+        let (mut meters, mut registers, mut recent) = (HashSet::new(), HashSet::new(), Vec::new());
+        for (epoch, seq) in numbers.take(RECENT) {
+            let Ok(Some(Record { report, .. })) = self.journal.read(epoch, seq) else { continue };
+            let mut is_news = meters.insert(report.meter.clone());
+            for reading in report.readings.iter().filter(|reading| reading.suspect.is_none()) {
+                is_news |= registers.insert((report.meter.clone(), reading.register.clone(), reading.qualifiers));
+            }
+            if is_news {
+                recent.push(report);
             }
         }
-        let numbers = runs.into_iter().rev().flat_map(|(epoch, numbers)| numbers.map(move |seq| (epoch, seq)));
-        let read = |(epoch, seq)| Some(self.journal.read(epoch, seq).ok()??.report);
-        numbers.filter_map(read).collect()
+        recent.reverse();
+        recent
     }
 
     /// Runs until `input` closes. `broker` says where the broker is as soon as that is known.
@@ -606,6 +616,13 @@ impl Gateway {
         (self.wake, self.crowded) = (None, false);
         let Some(link) = self.link.as_ref().filter(|_| self.connected) else { return };
         let commands = link.commands.clone();
+        if let Some(topics) = self.greeting.take()
+            && let Err(mpsc::error::TrySendError::Full(Command::Subscribe(topics))) =
+                commands.try_send(Command::Subscribe(topics))
+        {
+            (self.greeting, self.crowded) = (Some(topics), true);
+            return;
+        }
         self.board.tell(|topic, payload| {
             let (topic, payload) = (topic.to_owned(), payload.to_owned());
             commands.try_send(Command::Publish { topic, payload, retain: true, tag: None }).is_ok()
@@ -650,9 +667,18 @@ impl Gateway {
     }
 
     fn lose(&mut self, epoch: Epoch, seq: u64, reason: &str) {
-        tracing::error!("journal: message {seq} of run {epoch} cannot be sent: {reason}");
-        self.outbox.unreadable(epoch, seq);
         self.health.lost = self.health.lost.saturating_add(1);
+        // The 1st, 2nd, 4th, 8th...: a damaged place may have hundreds of them.
+        self.unreadable = self.unreadable.saturating_add(1);
+        if self.unreadable.is_power_of_two() {
+            let file = self.journal.file_of(epoch, seq).unwrap_or_default();
+            tracing::error!(
+                "journal {}: message {seq} of run {epoch} cannot be sent: {reason} ({} such so far)",
+                file.display(),
+                self.unreadable
+            );
+        }
+        self.outbox.unreadable(epoch, seq);
         self.health.changed = true;
     }
 
@@ -703,9 +729,8 @@ impl Gateway {
         if self.settings.live {
             topics.push(topic::of_gateway(&base, &id, "health"));
         }
-        if let Some(link) = &self.link {
-            let _ = link.commands.try_send(Command::Subscribe(topics));
-        }
+        // The connection may still be full of what waited for it.
+        self.greeting = Some(topics);
         tracing::info!("connected to the broker as gateway {id}");
         self.board.forget_told();
         if self.settings.live {

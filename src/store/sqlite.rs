@@ -98,7 +98,7 @@ pub struct Committed {
     /// Numbers that are known since then never to arrive.
     pub lost: u64,
     /// What to acknowledge: each gateway of the batch in sorted order, with its most recently touched
-    /// epochs (at most 32), the latest first.
+    /// epochs (at most 250), the latest first.
     pub acks: Vec<(String, Vec<EpochAck>)>,
 }
 

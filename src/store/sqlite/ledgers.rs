@@ -14,6 +14,9 @@ use crate::{
 
 /// Epochs of a gateway that are kept, and that it is told after a reconnect: a year of three starts a day.
 pub(super) const EPOCHS: u32 = 1000;
+/// Most epochs of a gateway that are acknowledged with each commit. A gateway that starts knows of no others until the store
+/// connects anew, and sends again what it holds of them: a gateway that crashes again and again must not get there soon.
+const RECENT_EPOCHS: u32 = 250;
 
 /// The ledgers that a batch touches, by gateway in sorted order.
 pub(super) struct Ledgers(BTreeMap<String, BTreeMap<Epoch, Ledger>>);
@@ -81,7 +84,7 @@ impl Ledgers {
     ) -> Result<Vec<(String, Vec<EpochAck>)>, sqlx::Error> {
         let mut acks = Vec::with_capacity(self.0.len());
         for chunk in self.0.keys().map(String::as_str).collect::<Vec<_>>().chunks(CHUNK) {
-            acks.extend(newest_ledgers(&mut *connection, chunk, 32).await?);
+            acks.extend(newest_ledgers(&mut *connection, chunk, RECENT_EPOCHS).await?);
         }
         Ok(acks)
     }

@@ -187,9 +187,9 @@ async fn each_message_counts_once() {
 }
 
 #[tokio::test]
-async fn a_gateway_hears_of_its_latest_32_epochs_and_no_number_is_too_big() {
+async fn a_gateway_hears_of_its_latest_250_epochs_and_no_number_is_too_big() {
     let (_folder, _path, mut store) = store().await;
-    for epoch in 1..=40 {
+    for epoch in 1..=260 {
         let mut message = message(1, epoch, "1");
         message.envelope.epoch = Epoch::from_bits(epoch.unsigned_abs().into());
         store.commit(&batch([message])).await.unwrap();
@@ -198,12 +198,12 @@ async fn a_gateway_hears_of_its_latest_32_epochs_and_no_number_is_too_big() {
     huge.envelope = Envelope { gateway: "gw\0".into(), seq: u64::MAX, first: u64::MAX, ..huge.envelope };
     let committed = store.commit(&batch([huge])).await.unwrap();
     assert_eq!((committed.stored, committed.acks.len(), &*committed.acks[0].0), (1, 1, "gw\0"));
-    let mut last = message(2, 41, "1");
+    let mut last = message(2, 261, "1");
     last.envelope.epoch = Epoch::from_bits(1);
     let committed = store.commit(&batch([last])).await.unwrap();
     let bits = |epochs: &[EpochAck]| epochs.iter().map(|ack| ack.epoch.bits()).collect::<Vec<_>>();
-    let newest = [vec![1], (2..=40).rev().collect()].concat();
-    assert_eq!(bits(&committed.acks[0].1), newest[..32]);
+    let newest = [vec![1], (2..=260).rev().collect()].concat();
+    assert_eq!(bits(&committed.acks[0].1), newest[..250]);
     // After a reconnect it hears of all that there are.
     assert_eq!(store.gateways().await.unwrap(), ["gw\0", "gw-1"]);
     assert_eq!(bits(&store.epochs("gw-1").await.unwrap()), newest);
