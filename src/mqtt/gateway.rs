@@ -596,7 +596,13 @@ impl Gateway {
             self.next_tag
         });
         let Some(link) = &self.link else { return Sent::NoRoom };
-        if link.commands.try_send(Command::Publish { topic, payload, retain: false, tag }).is_err() {
+        let command = match stream {
+            topic::Stream::Backlog if self.settings.mqtt.url.is_none() && tag.is_none() => {
+                Command::Cast { topic, payload }
+            }
+            _ => Command::Publish { topic, payload, retain: false, tag },
+        };
+        if link.commands.try_send(command).is_err() {
             return Sent::NoRoom;
         }
         if let Some(tag) = tag {
@@ -628,6 +634,11 @@ impl Gateway {
             commands.try_send(Command::Publish { topic, payload, retain: true, tag: None }).is_ok()
         });
         self.crowded = !self.board.is_told();
+        self.pump_backlog(&commands);
+    }
+
+    /// Sends through the backlog as long as there is room and reason.
+    fn pump_backlog(&mut self, commands: &mpsc::Sender<Command>) {
         loop {
             let now = self.now();
             if now < self.not_before {
@@ -746,6 +757,11 @@ impl Gateway {
             Some(topic::FromStore::Ack(level)) => match Ack::from_json(payload) {
                 Ok(ack) if topic::level(&ack.store) == level => {
                     let effect = self.outbox.acknowledged(&ack, now);
+                    tracing::debug!(
+                        "gateway: {} messages are confirmed, {} are not",
+                        effect.confirmed,
+                        self.outbox.depth()
+                    );
                     if effect.forgotten {
                         tracing::warn!("store {}: is new or was restored; everything held is sent again", ack.store);
                     }

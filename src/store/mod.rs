@@ -14,12 +14,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::pin,
     time::Duration,
 };
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
     config::{self, BrokerUrl},
@@ -47,9 +51,10 @@ use sqlite::{Incoming, RETAIN_ROWS, Reread, Sqlite, StoreError};
 const BATCH: usize = 1000;
 /// Most bytes of messages in one commit, but for the message that is one too many.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Messages of a backlog that are committed while more follow: half of what a gateway has outstanding,
-/// so that it fills one half while the other is written.
+/// Messages of a backlog, and bytes of them, that are committed while more follow: half of what a gateway has
+/// outstanding, so that it fills one half while the other is written.
 const BACKLOG_BATCH: usize = 500;
+const BACKLOG_BYTES: usize = 512 * 1024;
 /// No message for this long: the gateway's backlog has paused.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
 /// Between attempts to open the database, or to commit.
@@ -96,6 +101,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         trouble: None,
         retry_at: None,
         link,
+        held: None,
         connected: false,
         complaints: Complaints::default(),
         batch: Vec::with_capacity(BATCH),
@@ -160,6 +166,8 @@ struct Role {
     /// When to try again what failed; until then nothing is committed.
     retry_at: Option<Instant>,
     link: Link,
+    /// An event that waited for a commit to end; None in it: there will be no more.
+    held: Option<Option<Event>>,
     connected: bool,
     complaints: Complaints,
     batch: Vec<Incoming>,
@@ -192,7 +200,8 @@ impl Role {
             self.settings.pulse.beat();
             self.publish().await;
             let idle = self.retry_at.is_none();
-            if idle && (self.is_full() || (self.backlog && self.batch.len() >= BACKLOG_BATCH)) {
+            let half = self.batch.len() >= BACKLOG_BATCH || self.batch_bytes >= BACKLOG_BYTES;
+            if idle && (self.is_full() || (self.backlog && half)) {
                 self.commit().await;
                 continue;
             }
@@ -206,7 +215,7 @@ impl Role {
                 () = sleep_until(commit_at), if idle && commit_at.is_some() => self.commit().await,
                 () = tokio::time::sleep_until(self.retain_at), if idle => self.retain().await,
                 () = tokio::time::sleep_until(health_at), if self.connected => self.say_health(),
-                event = self.link.events.recv() => match event {
+                event = next_event(&mut self.held, &mut self.link.events) => match event {
                     Some(event) => self.hear(event).await,
                     None => break,
                 },
@@ -323,20 +332,43 @@ impl Role {
         self.batch.push(incoming);
     }
 
-    /// Commits the batch. Where that fails it waits to be tried again.
+    /// Commits the batch, and reads meanwhile what arrives for the next one. Where that fails it waits to be tried again.
     async fn commit(&mut self) {
-        let Some(database) = &mut self.database else { return };
-        match database.commit(&self.batch).await {
+        let Some(mut database) = self.database.take() else { return };
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        let bytes = std::mem::take(&mut self.batch_bytes);
+        let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
+        let begin = Instant::now();
+        let result = {
+            let mut committing = pin!(database.commit(&batch));
+            loop {
+                let room = self.held.is_none() && !self.is_full();
+                tokio::select! {
+                    biased;
+                    result = &mut committing => break result,
+                    event = self.link.events.recv(), if room => match event {
+                        Some(Event::Message { topic, payload, .. }) => self.take(&topic, &payload),
+                        other => self.held = Some(other),
+                    },
+                }
+            }
+        };
+        self.database = Some(database);
+        match result {
             Ok(committed) => {
+                tracing::debug!("store: {} messages, {bytes} bytes committed in {:?}", batch.len(), begin.elapsed());
                 self.health.count(&committed);
                 self.acks.extend(committed.acks);
-                self.batch.clear();
-                self.batch_bytes = 0;
-                self.backlog = false;
-                self.commit_at = None;
                 self.works();
             }
-            Err(error) => self.fail(error).await,
+            Err(error) => {
+                let later = std::mem::replace(&mut self.batch, batch);
+                self.batch.extend(later);
+                self.batch_bytes = self.batch_bytes.saturating_add(bytes);
+                self.backlog |= backlog;
+                self.commit_at = commit_at.or(self.commit_at);
+                self.fail(error).await;
+            }
         }
     }
 
@@ -491,6 +523,9 @@ impl Role {
 
     async fn close(mut self) {
         // What has already arrived is still taken.
+        if let Some(Some(event)) = self.held.take() {
+            self.hear(event).await;
+        }
         while let Ok(event) = self.link.events.try_recv() {
             self.hear(event).await;
             if self.is_full() && self.retry_at.is_none() {
@@ -596,6 +631,14 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
 /// The beginning of a text that came from outside, fit for a log.
 fn shown(text: &str) -> String {
     escape(text.as_bytes().get(..200).unwrap_or(text.as_bytes()))
+}
+
+/// The next event: the one that is held, if any.
+async fn next_event(held: &mut Option<Option<Event>>, events: &mut mpsc::Receiver<Event>) -> Option<Event> {
+    match held.take() {
+        Some(event) => event,
+        None => events.recv().await,
+    }
 }
 
 /// Until it is time to end.
