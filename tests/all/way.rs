@@ -825,3 +825,105 @@ async fn a_sealed_telegram_comes_out_of_a_port_with_its_key() {
     daemon.says("replayed: the frame counter is 416, and 417 was there already").await;
     assert!(!daemon.stderr().contains("4D6B41"), "{}", daemon.stderr());
 }
+
+#[tokio::test]
+async fn a_gateway_that_runs_from_an_older_image_loses_and_doubles_nothing() {
+    let (broker, folder, mut wire, mut meter) = (Broker::start().await, Folder::new(), Wire::new(), Meter::new(14));
+    let database = folder.path("meterkast.db");
+    let config = folder.file("gateway.toml", gateway(&folder, &wire.path) + &broker.section());
+    let store = folder.file("store.toml", store(&database) + &broker.section());
+    let copy = |from: &str, to: &str| {
+        let (from, to) = (folder.path(from), folder.path(to));
+        let _ = fs::remove_dir_all(&to);
+        fs::create_dir(&to).unwrap();
+        for file in fs::read_dir(from).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    let mut daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    wire.send(&meter.telegrams(5)).await;
+    is_journaled(&folder, &meter.now()).await;
+    daemon.kill();
+    copy("journal", "image");
+
+    // It goes on, and a store takes everything: more than the image knows.
+    let _store = Meterkast::run(&store);
+    let mut daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    wire.send(&meter.telegrams(5)).await;
+    meter.is_stored_in(&database).await;
+    daemon.kill();
+
+    // The disk of the gateway is put back to the day of the image.
+    copy("image", "journal");
+    let client = Client::of(broker.port).await;
+    let daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    wire.send(&meter.telegrams(5)).await;
+    meter.is_stored_in(&database).await;
+    nothing_waits(&client, &mut wire, &mut meter).await;
+    meter.is_stored_in(&database).await;
+    assert_eq!(client.under("gw-1/health").last().unwrap().json()["lost"], 0);
+}
+
+#[tokio::test]
+async fn two_gateways_under_one_id_are_told() {
+    let broker = Broker::start().await;
+    let (folders, wires) = ([Folder::new(), Folder::new()], [Wire::new(), Wire::new()]);
+    let of = |at: usize| folders[at].file("gateway.toml", gateway(&folders[at], &wires[at].path) + &broker.section());
+    let client = Client::of(broker.port).await;
+    // A run before this one is no second gateway.
+    for _ in 0..2 {
+        let mut first = Meterkast::run(&of(0));
+        first.says("connected to the broker").await;
+        client.receives(1, "gw-1/health").await;
+        assert!(first.terminate().await.0.success());
+        assert!(!first.stderr().contains("another gateway"), "{}", first.stderr());
+    }
+    let first = Meterkast::run(&of(0));
+    first.says("connected to the broker").await;
+    let _second = Meterkast::run(&of(1));
+    first.says("another gateway runs under the id gw-1").await;
+    until("that it is told in health", async || {
+        client.under("gw-1/health").iter().any(|seen| seen.json()["shared_id"] != 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_an_outage_what_is_live_comes_first_and_state_never_steps_back() {
+    let (broker, folder, mut wire, mut meter) = (Broker::start().await, Folder::new(), Wire::new(), Meter::new(15));
+    let client = Client::of(broker.port).await;
+    let database = folder.path("meterkast.db");
+    let config = folder.file("gateway.toml", gateway(&folder, &wire.path) + &broker.section());
+    let daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    daemon.says("connected to the broker").await;
+    for _ in 0..15 {
+        wire.send(&meter.telegrams(100)).await;
+    }
+    is_journaled(&folder, &meter.now()).await;
+    // 500 a second are sent again: at the third message there are seconds to go.
+    let _store = Meterkast::run(&folder.file("store.toml", store(&database) + &broker.section()));
+    client.receives(3, "/backlog").await;
+    for _ in 0..20 {
+        wire.send(&meter.telegram()).await;
+        let now = meter.now();
+        until("the telegram of now", async || {
+            client.under("/telegram").iter().rev().take(9).any(|seen| seen.json()["measured_at"] == *now).then_some(())
+        })
+        .await;
+    }
+    let backlog = client.under("/backlog").len();
+    assert!(backlog < 1500, "the backlog was through before what is live: {backlog}");
+    meter.is_stored_in(&database).await;
+    let states = client.under("/state");
+    let mut last = std::collections::BTreeMap::new();
+    for seen in &states {
+        let at: meterkast::moment::Moment = seen.json()["measured_at"].as_str().unwrap().parse().unwrap();
+        let before = last.insert(seen.topic.clone(), at);
+        assert!(before.is_none_or(|before| before <= at), "{} went back from {before:?} to {at}", seen.topic);
+    }
+}
