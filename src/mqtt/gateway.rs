@@ -103,6 +103,7 @@ pub struct Gateway {
     /// What the journal holds of the runs before this one, oldest first.
     earlier: Vec<Held>,
     began: Instant,
+    started_at: Moment,
     link: Option<Link>,
     connected: bool,
     complaints: Complaints,
@@ -233,6 +234,7 @@ impl Gateway {
             sent_before: !held.is_empty(),
             earlier: held,
             began: Instant::now(),
+            started_at: Moment::utc(Timestamp::now()),
             link: None,
             connected: false,
             complaints: Complaints::default(),
@@ -792,26 +794,26 @@ impl Gateway {
                 }
             }
             Some(topic::FromStore::Status(_)) => {}
-            None if topic == topic::of_gateway(self.base(), &self.settings.id, "health") => self.hear_of_self(payload),
+            None if topic == topic::of_gateway(self.base(), &self.settings.id, "health") => {
+                self.hear_of_self(payload, retained)
+            }
             None => {}
         }
     }
 
-    /// Hears this gateway's own `health`. Another one's words there mean that two share an id, unless they are of the run
-    /// before this one.
-    fn hear_of_self(&mut self, payload: &[u8]) {
+    /// Hears this gateway's own `health`. Another one's words there mean that two share an id, unless the broker kept them
+    /// since a run before this one: it may come back from an older snapshot of its own.
+    fn hear_of_self(&mut self, payload: &[u8], retained: bool) {
         #[derive(serde::Deserialize)]
         struct Health {
             epoch: String,
+            at: String,
         }
-        let Some(epoch) =
-            serde_json::from_slice::<Health>(payload).ok().and_then(|health| Epoch::from_text(&health.epoch))
-        else {
-            return;
-        };
+        let Ok(Health { epoch, at }) = serde_json::from_slice(payload) else { return };
+        let (Some(epoch), Ok(at)) = (Epoch::from_text(&epoch), at.parse::<Moment>()) else { return };
         if epoch == self.epoch {
             self.alone = true;
-        } else if self.alone {
+        } else if self.alone && (!retained || at > self.started_at) {
             // Said again only when this one's own word was heard in between.
             self.alone = false;
             self.health.shared_id = self.health.shared_id.saturating_add(1);
