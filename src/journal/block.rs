@@ -440,3 +440,74 @@ fn read_signed(bytes: &mut &[u8]) -> Option<i64> {
     let number = read_unsigned(bytes)?;
     Some((number >> 1).cast_signed() ^ -((number & 1).cast_signed()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        reading::{Reading, Register},
+        unit::{Decimal, Unit},
+    };
+
+    /// Numbers of every length read back, and no bytes read beyond 64 bits.
+    #[test]
+    fn numbers_read_back() {
+        for number in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, u64::MAX >> 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            unsigned(&mut bytes, number);
+            assert_eq!(read_unsigned(&mut bytes.as_slice()), Some(number));
+            assert_eq!(read_unsigned(&mut &bytes[..bytes.len() - 1]), None);
+        }
+        for number in [0, 1, -1, 63, -64, 64, i64::MAX, i64::MIN] {
+            let mut bytes = Vec::new();
+            signed(&mut bytes, number);
+            assert_eq!(read_signed(&mut bytes.as_slice()), Some(number));
+        }
+        for bytes in [&[0x80; 10][..], &[0xff; 11], b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"] {
+            assert_eq!(read_unsigned(&mut &*bytes), None, "{bytes:x?}");
+        }
+    }
+
+    /// Each byte of each record changed, with checksums that fit again: what is read may be anything, or nothing.
+    #[test]
+    fn contents_that_nobody_wrote_are_survived() {
+        let report = Report {
+            meter: "E1".into(),
+            medium: Medium::Heat,
+            protocol: "mbus".into(),
+            measured_at: Moment::from_millis(1_795_287_600_000, 60),
+            clock: Clock::Gateway,
+            readings: vec![
+                Reading::now(Register::named("energy"), Decimal::new(12_345, 3).unwrap(), Unit::GJ),
+                Reading::now(Register::named("volume"), Decimal::new(-1, 0).unwrap(), Unit::named("m3")),
+            ],
+            info: vec![("version".into(), "50".into())],
+            events: Vec::new(),
+            unknown: Vec::new(),
+        };
+        let mut filling = Filling::new(Epoch::from_bits(7), 5);
+        let received_at = Moment::from_millis(1_795_287_601_000, 0).unwrap();
+        for seq in 5..8 {
+            filling.push(seq, seq - 1, &report, received_at).unwrap();
+        }
+        let whole = filling.into_bytes();
+        let mut begin = HEADER;
+        while begin < whole.len() {
+            let length = u32::from_le_bytes(whole[begin..begin + 4].try_into().unwrap()) as usize;
+            let content = begin + FRAME..begin + FRAME + length;
+            for place in content.clone() {
+                for change in [1, 0x7f, 0x80, 0xff] {
+                    let mut bytes = whole.clone();
+                    bytes[place] ^= change;
+                    let checksum = CASTAGNOLI.checksum(&bytes[content.clone()]).to_le_bytes();
+                    bytes[begin + 4..begin + FRAME].copy_from_slice(&checksum);
+                    let mut block = Block::parse(bytes).unwrap();
+                    for seq in (0..10).chain([u64::MAX]) {
+                        let _ = block.read(seq);
+                    }
+                }
+            }
+            begin = content.end;
+        }
+    }
+}
