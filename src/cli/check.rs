@@ -12,6 +12,7 @@ use std::{
 use super::{Failure, Outcome, Output};
 use crate::{
     config::{self, Address, Config},
+    mqtt::link,
     port,
 };
 
@@ -52,6 +53,9 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         if let Err(error) = port::read_key(file) {
             eprintln!("{}: {error}; without it `run` does not start here", arguments.file.display());
         }
+    }
+    if let Err(error) = link::check(&config.mqtt) {
+        eprintln!("{}: {error}; without it `run` does not start here", arguments.file.display());
     }
     for doubt in config.doubts() {
         eprintln!("{}: {doubt}", arguments.file.display());

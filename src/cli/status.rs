@@ -4,7 +4,7 @@
 //! each thing that is wrong with its remedy; then the exit code is 1. The daemon itself is not asked, so this works from any
 //! machine that may read the broker.
 //!
-//! A gateway tells how it is once a minute, and within seconds when something changes. So the age of a last telegram is that
+//! A gateway tells how it is every 20 s, and within seconds when something changes. So the age of a last telegram is that
 //! of the moment when it told, and how long ago that was stands beside it.
 
 use std::{
@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Whoever can publish must not be able to fill the memory: gateways and stores, far more than there are.
 const MOST: usize = 10_000;
-/// A gateway tells how it is every minute: one that has not for so long hangs.
+/// A gateway tells how it is every 20 s: one that has not for so long hangs.
 const STALE: Duration = Duration::from_secs(180);
 /// By then every port should have given a telegram, and every meter on a bus was asked.
 const FIRST: Duration = Duration::from_secs(180);
@@ -72,7 +72,7 @@ pub(super) async fn status(arguments: Arguments) -> Result<Outcome, Failure> {
     for id in gateways {
         let unheard = Gateway::default();
         let gateway = heard.gateways.get(&topic::level(id)).or_else(|| heard.gateways.get(id)).unwrap_or(&unheard);
-        let view = View::of(id, gateway, &question.stores, &heard.stores, now);
+        let view = View::of(id, gateway, &question.stores, &heard, now);
         let lines = match arguments.format {
             Format::Table => view.lines(),
             Format::Json => vec![view.json().to_string()],
@@ -118,7 +118,9 @@ impl Question {
             }
             None => ["status", "health", "ack/+"].map(|leaf| format!("{base}/+/{leaf}")).to_vec(),
         };
-        topics.extend(self.stores.iter().map(|store| topic::of_store(base, store)));
+        for store in &self.stores {
+            topics.extend([topic::of_store(base, store), topic::store_health(base, store)]);
+        }
         topics
     }
 
@@ -129,7 +131,9 @@ impl Question {
         };
         let has = |store: &String| {
             let level = topic::level(store);
-            heard.stores.contains_key(&level) && gateway.acks.contains_key(&level)
+            heard.stores.contains_key(&level)
+                && heard.databases.contains_key(&level)
+                && gateway.acks.contains_key(&level)
         };
         gateway.status.is_some() && gateway.health.is_some() && self.stores.iter().all(has)
     }
@@ -140,6 +144,8 @@ impl Question {
 struct Heard {
     gateways: BTreeMap<String, Gateway>,
     stores: BTreeMap<String, String>,
+    /// What each store says of its database: `ok`, or its trouble.
+    databases: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -152,12 +158,22 @@ struct Gateway {
 impl Heard {
     fn take(&mut self, base: &str, topic: &str, payload: &[u8]) {
         let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) else { return };
-        if payload.is_empty() || self.gateways.len().saturating_add(self.stores.len()) >= MOST {
+        let known = [self.gateways.len(), self.stores.len(), self.databases.len()].into_iter().sum::<usize>();
+        if payload.is_empty() || known >= MOST {
             return;
         }
         let word = || String::from_utf8_lossy(payload).into_owned();
         match *rest.split('/').collect::<Vec<_>>() {
             ["_stores", store, "status"] => drop(self.stores.insert(store.to_owned(), word())),
+            ["_stores", store, "health"] => {
+                #[derive(Deserialize)]
+                struct Health {
+                    database: String,
+                }
+                if let Ok(Health { database }) = serde_json::from_slice(payload) {
+                    self.databases.insert(store.to_owned(), database);
+                }
+            }
             [gateway, "status"] => self.gateways.entry(gateway.to_owned()).or_default().status = Some(word()),
             [gateway, "health"] => self.gateways.entry(gateway.to_owned()).or_default().health = Some(payload.to_vec()),
             [gateway, "ack", store] => {
@@ -232,6 +248,8 @@ struct Health {
     depth: u64,
     lost: u64,
     unwritten: u64,
+    #[serde(default)]
+    shared_id: u64,
     suspect: u64,
     unknown: u64,
     rejected: BTreeMap<String, u64>,
@@ -261,6 +279,8 @@ fn maybe_moment<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opt
 struct Store<'a> {
     id: &'a str,
     status: Option<&'a str>,
+    /// What its database complains of.
+    trouble: Option<&'a str>,
     /// Messages of this run that it has not confirmed, as far as that is known.
     behind: Option<u64>,
 }
@@ -276,13 +296,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(
-        id: &'a str,
-        gateway: &'a Gateway,
-        listed: &'a [String],
-        stores: &'a BTreeMap<String, String>,
-        now: Moment,
-    ) -> Self {
+    fn of(id: &'a str, gateway: &'a Gateway, listed: &'a [String], heard: &'a Heard, now: Moment) -> Self {
         let health: Option<Result<Health, _>> = gateway.health.as_deref().map(serde_json::from_slice);
         let unreadable = match &health {
             Some(Err(error)) => Some(error.to_string()),
@@ -301,7 +315,10 @@ impl<'a> View<'a> {
                 })
             };
             let behind = health.as_ref().map(|health| health.messages.saturating_sub(confirmed(health)));
-            Store { id, status: stores.get(&level).map(String::as_str), behind }
+            // What one store alone has not confirmed is known exactly, earlier runs included.
+            let behind = if listed.len() == 1 { health.as_ref().map(|health| health.depth) } else { behind };
+            let trouble = heard.databases.get(&level).map(String::as_str).filter(|database| *database != "ok");
+            Store { id, status: heard.stores.get(&level).map(String::as_str), trouble, behind }
         });
         let mut view = Self { id, gateway, stores: stores.collect(), health, problems: Vec::new(), now };
         view.find_problems(unreadable);
@@ -344,6 +361,12 @@ impl<'a> View<'a> {
             for (name, meter) in health.meters.iter().filter(|(_, meter)| !meter.ok) {
                 problems.push(format!("meter {}: {}", escape(name.as_bytes()), escape(meter.state.as_bytes())));
             }
+            if health.shared_id > 0 {
+                problems.push(
+                    "another gateway runs, or ran since its start, under the same id: give each its own [gateway] id; copied SD cards have the same one"
+                        .into(),
+                );
+            }
             if health.lost > 0 {
                 problems.push(format!(
                     "{} messages are lost since its start: see its log for why; if the journal was full, see why the stores did not confirm, or raise [journal] max-bytes",
@@ -357,8 +380,12 @@ impl<'a> View<'a> {
                 ));
             }
         }
-        for Store { id, status, behind } in &self.stores {
+        for Store { id, status, trouble, behind } in &self.stores {
             match status {
+                _ if trouble.is_some() => {
+                    let trouble = escape(trouble.unwrap_or_default().as_bytes());
+                    problems.push(format!("store {id}: its database: {trouble}; the journal keeps everything"));
+                }
                 Some("online") => {}
                 None => problems.push(format!("store {id}: was never at this broker: does it run, and is its id right ([store] id, [journal] stores)?")),
                 Some(_) => problems.push(format!("store {id}: is offline; the journal keeps everything until it is back: is it running?")),
@@ -398,7 +425,7 @@ impl<'a> View<'a> {
                 "  input: {rejected} rejected{reasons}, {suspect} suspect readings, {unknown} unknown lines"
             ));
         }
-        for Store { id, status, behind } in &self.stores {
+        for Store { id, status, behind, .. } in &self.stores {
             let status = status.map_or_else(|| "never seen".to_owned(), |status| escape(status.as_bytes()));
             let behind = behind.map_or_else(String::new, |behind| format!(", {behind} messages behind"));
             lines.push(format!("  store {id}: {status}{behind}"));
@@ -430,7 +457,7 @@ impl<'a> View<'a> {
         let stores: Vec<Value> = self
             .stores
             .iter()
-            .map(|Store { id, status, behind }| json!({"store": id, "status": status, "behind": behind}))
+            .map(|Store { id, status, trouble, behind }| json!({"store": id, "status": status, "database": trouble.unwrap_or("ok"), "behind": behind}))
             .collect();
         // As the gateway told it, whatever this version knows of it.
         let health: Option<Value> =
@@ -482,7 +509,22 @@ mod tests {
     const OPEN: &str = r#""p1":{"state":"open at 115200 8N1","ok":true,"telegram_at":"2026-11-22T07:59:29Z"}"#;
 
     fn view<'a>(heard: &'a Heard, stores: &'a [String]) -> View<'a> {
-        View::of("gw-1", heard.gateways.get("gw-1").unwrap(), stores, &heard.stores, NOW.parse().unwrap())
+        View::of("gw-1", heard.gateways.get("gw-1").unwrap(), stores, heard, NOW.parse().unwrap())
+    }
+
+    #[test]
+    fn a_database_in_trouble_and_a_shared_id_are_named() {
+        let shared = health("2026-11-22T07:59:30Z", OPEN).replace("\"lost\":0", "\"lost\":0,\"shared_id\":2");
+        let heard = heard(&[
+            ("m/gw-1/status", "online"),
+            ("m/gw-1/health", &shared),
+            ("m/_stores/main/health", "{\"database\":\"x.db is locked\"}"),
+        ]);
+        let stores = ["main".to_owned()];
+        let problems = view(&heard, &stores).problems;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("another gateway runs"), "{problems:?}");
+        assert_eq!(problems[1], "gateway gw-1: store main: its database: x.db is locked; the journal keeps everything");
     }
 
     #[test]
@@ -495,6 +537,7 @@ mod tests {
             ("m/gw-1/health", &health("2026-11-22T07:59:30Z", OPEN)),
             ("m/gw-1/ack/main", &ack),
             ("m/_stores/main/status", "online"),
+            ("m/_stores/main/health", "{\"database\":\"ok\"}"),
             ("m/gw-1/e1/state", "{}"),
             ("other/gw-1/status", "offline"),
         ]);
@@ -509,12 +552,12 @@ mod tests {
             "  bus/7  is read  9 min ago",
             "  journal: 3 messages wait, 0 lost",
             "  input: 5 rejected (crc 1, fragment 4), 2 suspect readings, 1 unknown lines",
-            "  store main: online, 2 messages behind",
+            "  store main: online, 3 messages behind",
         ];
         assert_eq!(view.lines(), expected);
         let json = view.json();
         assert_eq!(json["health"]["rejected"]["fragment"], 4);
-        assert_eq!(json["stores"], json!([{"store": "main", "status": "online", "behind": 2}]));
+        assert_eq!(json["stores"], json!([{"store": "main", "status": "online", "database": "ok", "behind": 3}]));
         let question = Question { base: "m".into(), gateway: Some("gw-1".into()), stores: stores.to_vec() };
         assert!(question.is_answered(&heard));
     }

@@ -288,9 +288,9 @@ impl Outbox {
     }
 
     /// A message that [`next`](Self::next) named cannot be read from the journal any more: it is passed
-    /// over, and counts as lost.
-    pub fn unreadable(&mut self, epoch: Epoch, seq: u64) {
-        self.gave_up(epoch, seq..=seq);
+    /// over. Returns 1 when it is lost, and 0 when every listed store had confirmed it.
+    pub fn unreadable(&mut self, epoch: Epoch, seq: u64) -> u64 {
+        self.gave_up(epoch, seq..=seq)
     }
 
     /// After a change of what is gone or settled in a run: what follows from it.

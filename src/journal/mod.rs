@@ -140,6 +140,12 @@ pub struct Journal {
     pending: VecDeque<(u64, Vec<u8>)>,
     /// What the next sync has to sync.
     unsynced: Unsynced,
+    /// What waits for a sync has to be written again before anything is synced.
+    rewrite_due: bool,
+    /// The segment into which it was written again, as long as that was not synced.
+    copy: Option<u64>,
+    /// Segments of which everything stands in that one: they go when it is durable.
+    superseded: Vec<u64>,
     /// How many segments have to go because the disk is nearly full.
     owed: usize,
     // Held for as long as the journal lives.
@@ -217,14 +223,20 @@ impl Journal {
             let path = segment_path(dir, number);
             match recover(&path, number, &mut damage) {
                 Ok(Some(segment)) => {
-                    // What was written again after a failed sync stands in the later one, unless that is torn.
-                    match segments.back_mut().filter(|before| before.epoch == segment.epoch) {
-                        Some(before) if segment.last < before.last => {
+                    let of_run = || segments.iter().filter(|before| before.epoch == segment.epoch);
+                    if of_run().any(|before| before.last >= segment.first) {
+                        // What was written again after a failed sync stands in the later one, unless that is torn.
+                        if of_run().any(|before| before.last > segment.last) {
                             let _ = fs::remove_file(path);
                             continue;
                         }
-                        Some(before) => before.last = before.last.min(segment.first.saturating_sub(1)),
-                        None => {}
+                        // Nothing goes before its copy is durable.
+                        if let Err(error) = File::open(&path).and_then(|file| file.sync_all()) {
+                            damage.push(format!("{}: cannot be synced: {error}", path.display()));
+                        }
+                        for before in segments.iter_mut().filter(|before| before.epoch == segment.epoch) {
+                            before.last = before.last.min(segment.first.saturating_sub(1));
+                        }
                     }
                     segments.push_back(segment);
                 }
@@ -258,6 +270,9 @@ impl Journal {
             cursor: None,
             pending: VecDeque::new(),
             unsynced: Unsynced::default(),
+            rewrite_due: false,
+            copy: None,
+            superseded: Vec::new(),
             owed: 0,
             _lock: lock,
         };
@@ -416,6 +431,9 @@ impl Journal {
 
     /// What has to be synced; None when nothing was written since the last call. Only one at a time.
     pub fn begin_sync(&mut self) -> io::Result<Option<Sync>> {
+        if self.rewrite_due {
+            self.write_again()?;
+        }
         let mut files = Vec::new();
         if self.unsynced.current
             && let Some(current) = &self.current
@@ -435,14 +453,19 @@ impl Journal {
         while self.pending.front().is_some_and(|&(last, _)| last <= synced.through) {
             self.pending.pop_front();
         }
+        self.copy = None;
+        for number in self.superseded.drain(..) {
+            // Where it cannot be removed, the next start finds the same messages in the later one.
+            let _ = fs::remove_file(segment_path(&self.dir, number));
+        }
     }
 
     /// A sync failed: what it should have made durable may be lost, also where it can still be read. All of
     /// it is written again, into a new segment; then sync that. After an error the next sync tries again.
     pub fn write_again(&mut self) -> io::Result<()> {
-        self.unsynced.current = true;
+        (self.unsynced.current, self.rewrite_due) = (true, true);
+        let number = self.next_number();
         let Some(current) = &mut self.current else { return Ok(()) };
-        let number = current.number.saturating_add(1);
         let blocks = self.pending.iter().map(|(_, block)| block.as_slice());
         let blocks: Vec<&[u8]> = blocks.chain([current.filling.bytes()]).collect();
         let first = blocks.first().and_then(|block| Header::read(block)).map_or(1, |header| header.first);
@@ -467,51 +490,62 @@ impl Journal {
         for segment in self.segments.iter_mut().filter(|segment| segment.epoch == self.epoch) {
             segment.last = segment.last.min(first.saturating_sub(1));
         }
-        let dir = &self.dir;
+        let (dir, superseded) = (&self.dir, &mut self.superseded);
         self.segments.retain(|segment| {
             let holds = segment.first <= segment.last;
-            if !holds {
-                // Where it cannot be removed, the next start finds the same messages in the later one.
+            if !holds && self.copy == Some(segment.number) {
                 let _ = fs::remove_file(segment_path(dir, segment.number));
+            } else if !holds {
+                // Some of it may be durable, and the new one is not yet.
+                superseded.push(segment.number);
             }
             holds
         });
+        (self.copy, self.rewrite_due) = (Some(number), false);
         let bytes = length.max(self.room());
         self.segments.push_back(Segment { number, epoch: self.epoch, first, last: self.last, bytes });
         Ok(())
     }
 
     /// Gives up a segment if the journal is larger than it may be, or the disk nearly full. `is_confirmed`
-    /// says of an epoch's numbers whether all listed stores have them: the oldest such segment goes, and only if
-    /// there is none, the oldest. Returns what is gone; call again until None.
-    pub fn trim(&mut self, is_confirmed: impl Fn(&Held) -> bool) -> io::Result<Option<Held>> {
+    /// says of an epoch's numbers whether all listed stores have them: the oldest such segment goes, and if
+    /// there is none the oldest, provided that `may_lose`. Returns what is gone; call again until None.
+    pub fn trim(&mut self, may_lose: bool, is_confirmed: impl Fn(&Held) -> bool) -> io::Result<Option<Held>> {
         let total: u64 = self.segments.iter().fold(0, |sum, segment| sum.saturating_add(segment.bytes));
         if total > self.bounds.max_bytes {
-            return self.give_up_oldest(is_confirmed);
+            return self.give_up_oldest(may_lose, is_confirmed);
         }
         if self.owed == 0 {
             return Ok(None);
         }
-        self.owed = self.owed.saturating_sub(1);
-        if self.segments.len() > FEWEST { self.give_up_oldest(is_confirmed) } else { Ok(None) }
+        if self.segments.len() <= FEWEST {
+            self.owed = 0;
+            return Ok(None);
+        }
+        let gone = self.give_up_oldest(may_lose, is_confirmed)?;
+        self.owed = self.owed.saturating_sub(usize::from(gone.is_some()));
+        Ok(gone)
     }
 
     /// Gives up a segment, as [`trim`](Self::trim) does, whatever the journal's size. None when there is only the one
-    /// that is written.
-    pub fn give_up_oldest(&mut self, is_confirmed: impl Fn(&Held) -> bool) -> io::Result<Option<Held>> {
+    /// that is written, or none that may go.
+    pub fn give_up_oldest(&mut self, may_lose: bool, is_confirmed: impl Fn(&Held) -> bool) -> io::Result<Option<Held>> {
         let others = self.segments.len().saturating_sub(usize::from(self.current.is_some()));
         let held = |segment: &Segment| Held { epoch: segment.epoch, first: segment.first, last: segment.last };
         let confirmed = self.segments.iter().take(others).position(|segment| is_confirmed(&held(segment)));
-        let index = confirmed.unwrap_or(0);
-        if index >= others {
-            return Ok(None);
+        let Some(index) = confirmed.or(may_lose.then_some(0)).filter(|index| *index < others) else { return Ok(None) };
+        let Some(segment) = self.segments.get(index) else { return Ok(None) };
+        let gone = held(segment);
+        // First the file: a segment that cannot be removed is still there to be read.
+        match fs::remove_file(segment_path(&self.dir, segment.number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        let Some(gone) = self.segments.remove(index) else { return Ok(None) };
-        if self.cursor.as_ref().is_some_and(|cursor| cursor.number == gone.number) {
+        if self.cursor.as_ref().is_some_and(|cursor| cursor.number == segment.number) {
             self.cursor = None;
         }
-        fs::remove_file(segment_path(&self.dir, gone.number))?;
-        Ok(Some(held(&gone)))
+        self.segments.remove(index);
+        Ok(Some(gone))
     }
 
     /// The file in which a message stands, if the journal holds it.
@@ -641,7 +675,10 @@ fn recover(path: &Path, number: u64, damage: &mut Vec<String>) -> io::Result<Opt
     let mut expected = 0;
     for &(at, header) in &blocks {
         if at > expected {
-            damage.push(format!("{}: bytes {expected} to {at} are damaged", path.display()));
+            damage.push(format!(
+                "{}: bytes {expected} to {at} are damaged; the messages there are lost and will be counted in `health`",
+                path.display()
+            ));
         }
         expected = at.saturating_add(header.units.saturating_mul(UNIT) as u64);
     }
@@ -652,9 +689,9 @@ fn recover(path: &Path, number: u64, damage: &mut Vec<String>) -> io::Result<Opt
         if let Some(place) = block.damaged_at() {
             let (place, path) = (at.saturating_add(place as u64), path.display());
             damage.push(if place >= end {
-                format!("{path}: at byte {place} is no whole message: cut off there")
+                format!("{path}: at byte {place} is no whole message: cut off there, as after a power cut")
             } else {
-                format!("{path}: at byte {place} is a damaged message")
+                format!("{path}: at byte {place} is a damaged message, which is lost and will be counted in `health`")
             });
         }
         let Some(last) = block.last() else { continue };

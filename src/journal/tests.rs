@@ -299,7 +299,7 @@ fn when_full_the_oldest_confirmed_segment_goes_and_then_the_oldest() {
     let numbers: Vec<_> = (0..500).map(|_| ("e", 0)).collect();
     for _ in 0..200 {
         write(&mut journal, &numbers);
-        while let Some(held) = journal.trim(confirmed).unwrap() {
+        while let Some(held) = journal.trim(true, confirmed).unwrap() {
             gone.push((held.first, held.last));
         }
     }
@@ -320,9 +320,17 @@ fn on_a_nearly_full_disk_it_stops_growing_and_keeps_a_few_segments() {
     let numbers: Vec<_> = (0..5_000).map(|_| ("e", 0)).collect();
     for _ in 0..10 {
         write(&mut journal, &numbers);
-        while journal.trim(|_| false).unwrap().is_some() {}
+        while journal.trim(true, |_| false).unwrap().is_some() {}
     }
     assert_eq!(journal.segments.len(), FEWEST);
+    // Before a store was heard nothing that seems unconfirmed goes, whatever the disk says.
+    for _ in 0..3 {
+        write(&mut journal, &numbers);
+        assert_eq!(journal.trim(false, |_| false).unwrap(), None);
+        assert_eq!(journal.give_up_oldest(false, |_| false).unwrap(), None);
+    }
+    assert!(journal.segments.len() > FEWEST);
+    assert!(journal.trim(false, |_| true).unwrap().is_some());
 }
 
 #[test]
@@ -350,8 +358,17 @@ fn after_a_failed_sync_everything_that_was_not_durable_stands_in_a_new_segment()
         journal.write_again().unwrap();
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "lock, old and new");
+    // What could not even be written again is not forgotten: the next sync does that first.
+    fs::create_dir(segment_path(dir.path(), 99)).unwrap();
+    drop(journal.begin_sync().unwrap());
+    let moved = dir.path().with_extension("moved");
+    fs::rename(dir.path(), &moved).unwrap();
+    assert!(journal.write_again().is_err());
+    assert!(journal.begin_sync().is_err());
+    fs::rename(&moved, dir.path()).unwrap();
+    fs::remove_dir(segment_path(dir.path(), 99)).unwrap();
     sync(&mut journal);
-    assert!(journal.pending.is_empty());
+    assert!(journal.pending.is_empty() && !journal.rewrite_due);
     drop(journal);
     let (mut journal, found, damage) = open(dir.path(), B);
     assert_eq!(found, [held], "{damage:?}");
@@ -375,4 +392,59 @@ fn a_journal_that_cannot_be_synced_takes_no_more() {
     assert!(taken * 30 < 2 * MOST_PENDING);
     sync(&mut journal);
     write(&mut journal, &[("e", 1)]);
+}
+
+#[test]
+fn what_is_durable_goes_only_when_its_copy_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(dir.path(), A);
+    fill(&mut journal, 100);
+    sync(&mut journal);
+    write(&mut journal, &[("e", 101)]);
+    drop(journal.begin_sync().unwrap());
+    journal.write_again().unwrap();
+    assert!(segment_path(dir.path(), 0).exists(), "its first hundred may stand nowhere else after a power cut");
+    sync(&mut journal);
+    assert!(!segment_path(dir.path(), 0).exists());
+    assert_eq!(readable(&mut journal, Held { epoch: A, first: 1, last: 101 }).len(), 101);
+}
+
+#[test]
+fn after_a_crash_the_copy_is_read_and_not_what_a_failed_sync_threw_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Bounds { max_bytes: 1 << 20, keep_free: 0 };
+    let (mut journal, ..) = Journal::open(dir.path(), A, small).unwrap();
+    fill(&mut journal, 30_000);
+    let segments = journal.segments.len();
+    assert!(segments > 2);
+    journal.write_again().unwrap();
+    // The pages of the old ones are gone, and the process ends before the copy is synced.
+    for number in 0..segments as u64 {
+        let path = segment_path(dir.path(), number);
+        let mut bytes = fs::read(&path).unwrap();
+        let length = bytes.len();
+        bytes[UNIT..length - UNIT].fill(0);
+        fs::write(&path, bytes).unwrap();
+    }
+    drop(journal);
+    let (mut journal, held, _) = open(dir.path(), B);
+    assert_eq!(held, [Held { epoch: A, first: 1, last: 30_000 }]);
+    assert_eq!(readable(&mut journal, held[0]).len(), 30_000);
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_is_still_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(&mut open(dir.path(), A).0, 10);
+    let (mut journal, held, _) = open(dir.path(), B);
+    write(&mut journal, &[("e", 1)]);
+    // A directory in its place cannot be unlinked.
+    let path = segment_path(dir.path(), 0);
+    let aside = dir.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(journal.give_up_oldest(true, |_| false).is_err());
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(readable(&mut journal, held[0]).len(), 10);
 }

@@ -50,7 +50,7 @@ const MOST_BODY: usize = MAX_PACKET - 4096;
 /// How long to wait for the stores' retained acknowledgements before anything is sent again.
 const ACK_GRACE: Duration = Duration::from_secs(2);
 /// Regular interval of `health`, and the shortest one on changes.
-const HEALTH: Duration = Duration::from_secs(60);
+const HEALTH: Duration = Duration::from_secs(20);
 const HEALTH_ON_CHANGE: Duration = Duration::from_secs(5);
 
 /// How long nothing may be confirmed before that is said.
@@ -122,12 +122,16 @@ pub struct Gateway {
     syncing: Option<JoinHandle<std::io::Result<Synced>>>,
     /// Messages that could not be read from the journal, or are too large to be sent.
     unreadable: u64,
+    /// Attempts in a row to read the journal that failed.
+    read_failures: u32,
     /// Said once, until a sync works again.
     sync_failed: bool,
     /// What is still to be subscribed to on this connection.
     greeting: Option<Vec<String>>,
     /// What should stand at the broker.
     board: Board,
+    /// A listed store has said since the start what it has.
+    acks_heard: bool,
     /// This gateway's own `health` was heard last, and not another's.
     alone: bool,
     /// By meter.
@@ -161,10 +165,16 @@ impl Shown {
     fn admits(&mut self, at: Moment, received_at: Moment) -> bool {
         /// As many as make a doubtful reading believed.
         const INSISTS: u32 = 10;
-        let older = self.at.is_some_and(|shown| at < shown && shown <= received_at);
+        let earlier = self.at.is_some_and(|shown| at < shown);
+        let older = earlier && self.at.is_some_and(|shown| shown <= received_at);
         self.older = if older { self.older.saturating_add(1) } else { 0 };
         let admitted = !older || self.older >= INSISTS;
         if admitted {
+            // A clock that was ahead for longer must not hold up `interval` until it is right; one that steps back by
+            // seconds makes no further one.
+            if earlier && self.quarter.is_some_and(|quarter| at.quarter().saturating_add(1) < quarter) {
+                self.quarter = None;
+            }
             (self.at, self.older) = (Some(at), 0);
         }
         admitted
@@ -196,13 +206,22 @@ enum Flow {
 
 /// Says that a meter's clock and this one differ.
 fn clock_off(port: &str, minutes: i64) {
+    const DAY: u64 = 24 * 60;
     match minutes {
         0 => tracing::info!("port {port}: the meter's clock agrees with this one again"),
         _ => tracing::warn!(
-            "port {port}: the meter's clock is {} minutes {} this one. If this one is right and the meter is in another \
-             time zone, name its country: [[p1]] dialect",
-            minutes.unsigned_abs(),
-            if minutes > 0 { "behind" } else { "ahead of" }
+            "port {port}: the meter's clock is {} {} this one. {}",
+            if minutes.unsigned_abs() < DAY {
+                format!("{} minutes", minutes.unsigned_abs())
+            } else {
+                format!("{} days", minutes.unsigned_abs() / DAY)
+            },
+            if minutes > 0 { "behind" } else { "ahead of" },
+            if minutes.unsigned_abs() < DAY {
+                "If this one is right and the meter is in another time zone, name its country: [[p1]] dialect"
+            } else {
+                "One of the two is wrong, or this is an old recording"
+            }
         ),
     }
 }
@@ -246,8 +265,10 @@ impl Gateway {
             syncing: None,
             sync_failed: false,
             unreadable: 0,
+            read_failures: 0,
             greeting: None,
             board: Board::default(),
+            acks_heard: settings.stores.is_empty(),
             alone: false,
             shown: HashMap::new(),
             underway: HashMap::new(),
@@ -302,7 +323,8 @@ impl Gateway {
                 break;
             }
             // While the journal cannot be written the input is not taken; its end is noticed all the same.
-            if !ended && self.unwritten.len() >= MOST_UNWRITTEN && input.is_closed() {
+            let nothing_more = input.is_closed() && (self.settings.drain.is_none() || input.is_empty());
+            if !ended && self.unwritten.len() >= MOST_UNWRITTEN && nothing_more {
                 ended = true;
                 progress.1 = Instant::now();
             }
@@ -481,7 +503,8 @@ impl Gateway {
                     self.health.changed = true;
                 }
                 Ok(()) => {}
-                // The disk is full: the oldest go. Only what is written now cannot make room.
+                // The disk is full: what is confirmed goes. The rest waits as long as there is room in memory, then the oldest
+                // go. Only what is written now cannot make room.
                 Err(error) if error.kind() == std::io::ErrorKind::StorageFull && self.give_up_oldest() => {}
                 Err(error) => {
                     if !self.write_failed {
@@ -504,7 +527,8 @@ impl Gateway {
 
     fn trim(&mut self) {
         loop {
-            let gone = self.journal.trim(|held| self.outbox.is_confirmed(held.epoch, held.first..=held.last));
+            let may_lose = self.is_store_heard();
+            let gone = self.journal.trim(may_lose, |held| self.outbox.is_confirmed(held.epoch, held.first..=held.last));
             match gone {
                 Ok(Some(held)) => self.gave_up(held),
                 Ok(None) => return,
@@ -516,10 +540,18 @@ impl Gateway {
         }
     }
 
-    /// Makes room where the disk is full. False when there is none to be made.
+    /// Whether what seems unconfirmed is: a gateway that has just started has not heard yet what its stores have.
+    fn is_store_heard(&self) -> bool {
+        /// By then a store that runs was heard.
+        const BY_THEN: Duration = Duration::from_secs(600);
+        self.acks_heard || self.now() >= BY_THEN
+    }
+
+    /// Makes room where the disk is full. False when there is none to be made, or not yet.
     fn give_up_oldest(&mut self) -> bool {
-        let gone = self.journal.give_up_oldest(|held| self.outbox.is_confirmed(held.epoch, held.first..=held.last));
-        match gone {
+        let may_lose = self.is_store_heard() && self.unwritten.len() >= MOST_UNWRITTEN / 2;
+        let is_confirmed = |held: &Held| self.outbox.is_confirmed(held.epoch, held.first..=held.last);
+        match self.journal.give_up_oldest(may_lose, is_confirmed) {
             Ok(Some(held)) => {
                 self.gave_up(held);
                 true
@@ -656,43 +688,76 @@ impl Gateway {
                     self.crowded = true;
                     return;
                 }
-                Next::Send { epoch, seq } => self.send_again(epoch, seq),
+                Next::Send { epoch, seq } => {
+                    if !self.send_again(epoch, seq) {
+                        return;
+                    }
+                }
             }
         }
     }
 
-    fn send_again(&mut self, epoch: Epoch, seq: u64) {
+    /// Sends a message through the backlog. Returns whether to go on with the next.
+    fn send_again(&mut self, epoch: Epoch, seq: u64) -> bool {
+        /// A disk that fails may come back; a message is given up after five minutes.
+        const AGAIN: Duration = Duration::from_secs(10);
+        const TRIES: u32 = 30;
         let record = match self.journal.read(epoch, seq) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.lose(epoch, seq, "it is damaged"),
-            Err(error) => return self.lose(epoch, seq, &error.to_string()),
+            Ok(None) => {
+                self.lose(epoch, seq, "it is damaged");
+                return true;
+            }
+            Err(error) => {
+                self.read_failures = self.read_failures.saturating_add(1);
+                if self.read_failures < TRIES {
+                    if self.read_failures.is_power_of_two() {
+                        tracing::error!(
+                            "journal: message {seq} of run {epoch} cannot be read: {error}; it is tried again"
+                        );
+                    }
+                    self.not_before = self.now().saturating_add(AGAIN);
+                } else {
+                    self.read_failures = 0;
+                    self.lose(epoch, seq, &error.to_string());
+                }
+                return true;
+            }
         };
+        self.read_failures = 0;
         let envelope = self.envelope(epoch, seq, record.prev);
         let body = payload::body(&record.report, record.received_at);
         match self.send_message(topic::Stream::Backlog, &record.report.meter, &envelope, &body) {
             Sent::Yes => {
                 let now = self.now();
                 self.outbox.sent(epoch, seq, body.len(), now, random_bits() as u32);
+                true
             }
-            Sent::TooLarge => self.lose(epoch, seq, "it is larger than a packet may be"),
-            Sent::NoRoom => self.crowded = true,
+            Sent::TooLarge => {
+                self.lose(epoch, seq, "it is larger than a packet may be");
+                true
+            }
+            Sent::NoRoom => {
+                self.crowded = true;
+                false
+            }
         }
     }
 
     fn lose(&mut self, epoch: Epoch, seq: u64, reason: &str) {
-        self.health.lost = self.health.lost.saturating_add(1);
+        let file = self.journal.file_of(epoch, seq).unwrap_or_default();
+        let lost = self.outbox.unreadable(epoch, seq);
+        self.health.lost = self.health.lost.saturating_add(lost);
+        self.health.changed |= lost > 0;
         // The 1st, 2nd, 4th, 8th...: a damaged place may have hundreds of them.
-        self.unreadable = self.unreadable.saturating_add(1);
-        if self.unreadable.is_power_of_two() {
-            let file = self.journal.file_of(epoch, seq).unwrap_or_default();
+        self.unreadable = self.unreadable.saturating_add(lost);
+        if lost > 0 && self.unreadable.is_power_of_two() {
             tracing::error!(
-                "journal {}: message {seq} of run {epoch} cannot be sent: {reason} ({} such so far)",
+                "journal {}: message {seq} of run {epoch} is lost: {reason} ({} such so far)",
                 file.display(),
                 self.unreadable
             );
         }
-        self.outbox.unreadable(epoch, seq);
-        self.health.changed = true;
     }
 
     fn hear(&mut self, event: Option<Event>) {
@@ -759,6 +824,7 @@ impl Gateway {
             Some(topic::FromStore::Ack(level)) => match Ack::from_json(payload) {
                 Ok(ack) if topic::level(&ack.store) == level => {
                     let effect = self.outbox.acknowledged(&ack, now);
+                    self.acks_heard |= self.settings.stores.contains(&ack.store);
                     tracing::debug!(
                         "gateway: {} messages are confirmed, {} are not",
                         effect.confirmed,

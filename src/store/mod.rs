@@ -201,10 +201,7 @@ impl Role {
             self.publish().await;
             let idle = self.retry_at.is_none();
             let half = self.batch.len() >= BACKLOG_BATCH || self.batch_bytes >= BACKLOG_BYTES;
-            if idle && (self.is_full() || (self.backlog && half)) {
-                self.commit().await;
-                continue;
-            }
+            let due = idle && (self.is_full() || (self.backlog && half));
             let (commit_at, retry_at, health_at) = (self.commit_at, self.retry_at, self.health.due());
             let commands = self.link.commands.clone();
             // What is due comes first: no stream of messages, however dense, may put it off.
@@ -215,6 +212,7 @@ impl Role {
                 () = sleep_until(commit_at), if idle && commit_at.is_some() => self.commit().await,
                 () = tokio::time::sleep_until(self.retain_at), if idle => self.retain().await,
                 () = tokio::time::sleep_until(health_at), if self.connected => self.say_health(),
+                () = std::future::ready(()), if due => self.commit().await,
                 event = next_event(&mut self.held, &mut self.link.events) => match event {
                     Some(event) => self.hear(event).await,
                     None => break,
@@ -339,10 +337,12 @@ impl Role {
         let bytes = std::mem::take(&mut self.batch_bytes);
         let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
         let begin = Instant::now();
+        // What is tried again must not grow with each attempt.
+        let retried = self.trouble.is_some();
         let result = {
             let mut committing = pin!(database.commit(&batch));
             loop {
-                let room = self.held.is_none() && !self.is_full();
+                let room = self.held.is_none() && !retried && !self.is_full();
                 tokio::select! {
                     biased;
                     result = &mut committing => break result,
