@@ -1,6 +1,6 @@
 //! `demo`: virtual meters on pseudo-terminals, the real daemon, an embedded broker and a database.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{io::AsyncWriteExt, time::Instant};
@@ -78,10 +78,12 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     eprintln!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
     eprintln!("  database  {}    read: meterkast readings --store {}", database.display(), StoreUrl::sqlite(&database));
 
+    // Kept until the daemon has stopped, or its last word would be that the bus is lost.
+    let mut serving = pin!(simulate::serve(bus, wire, theirs));
     let deadline = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     tokio::select! {
         sent = send_telegrams(&mut meter, arguments.seed) => sent?,
-        served = simulate::serve(bus, wire, theirs) => served?,
+        served = &mut serving => served?,
         () = wait_until(deadline) => {}
         asked = asked_to_end() => asked?,
     }
