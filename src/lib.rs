@@ -11,6 +11,7 @@ pub mod moment;
 pub mod unit;
 pub mod obis;
 pub mod reading;
+pub mod capture;
 pub mod p1;
 pub mod mbus;
 pub mod plausible;
