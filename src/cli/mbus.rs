@@ -123,18 +123,26 @@ impl Where {
     }
 
     /// Whether just one meter heeds the address: what is written there is written to all who do.
+    ///
+    /// An answer that was damaged on the way looks like several at once, so it is asked for again; but since of several the same may be
+    /// heard above the others now and then, two whole answers in a row are wanted then.
     async fn is_alone(&self, bus: &mut Bus) -> Result<bool, Failure> {
-        let job = Job { target: self.meter, task: Task::Ask, timing: self.timing() };
-        match bus.run(job).await.map_err(Failure::world)? {
-            mbus::Outcome::Heard(Heard::Several(_)) => {
-                eprintln!(
-                    "{}: several meters answer to {}: name one by KAM-12345678-1B-04, as `scan` prints it",
-                    self.port, self.meter
-                );
-                Ok(false)
+        let mut wanted = 1;
+        for _ in 0..MOST_ASKED {
+            let job = Job { target: self.meter, task: Task::Ask, timing: self.timing() };
+            match bus.run(job).await.map_err(Failure::world)? {
+                mbus::Outcome::Heard(Heard::Several(_)) => wanted = 2,
+                _ => wanted -= 1,
             }
-            _ => Ok(true),
+            if wanted == 0 {
+                return Ok(true);
+            }
         }
+        eprintln!(
+            "{}: several meters answer to {}: name one by KAM-12345678-1B-04, as `scan` prints it",
+            self.port, self.meter
+        );
+        Ok(false)
     }
 
     /// Sends a command; false with the reason told.
@@ -239,6 +247,8 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
     Ok(Outcome::Well)
 }
 
+/// How often it is asked whether several answer.
+const MOST_ASKED: u32 = 5;
 const NAMELESS: &str = "a meter without a number";
 
 /// The name of the meter that sent a readout.

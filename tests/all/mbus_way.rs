@@ -370,6 +370,24 @@ async fn the_commands_read_search_and_set_meters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_several_meters_would_take_is_sent_to_none() {
+    const TWINS: &str = "[[meter]]\nmeter = \"SEN-67890123-0E-0C\"\naddress = 5\n\
+                         [[meter]]\nmeter = \"ITW-67890123-41-07\"\naddress = 6\n";
+    let folder = Folder::new();
+    let line = Line::new(folder.path("bus"), TWINS);
+    let port = line.path.to_str().unwrap();
+    let set = |meter: &str| {
+        let arguments = ["mbus", "set-address", "--meter", meter, "--to", "9", "--port", port, "--baud", "9600"];
+        tokio::task::block_in_place(|| meterkast(&arguments, b""))
+    };
+    let both = set("67890123");
+    assert_eq!(both.code, Some(1), "{both:?}");
+    assert!(both.stderr.contains("several meters answer to 67890123: name one by KAM-12345678-1B-04"), "{both:?}");
+    let one = set("ITW-67890123-41-07");
+    assert!(one.stderr.contains("ITW-67890123-41-07 answers at address 9"), "{one:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_p1_port_is_found_by_its_telegram() {
     let mut wire = Wire::new();
     let port = wire.path.to_str().unwrap().to_owned();
