@@ -269,14 +269,13 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     half.is_empty().then(|| pairs.iter().map(byte).collect())?
 }
 
-/// Whether a file that begins so is a capture: None when more bytes are needed.
+/// Whether a file that begins so is a capture: None when more bytes are needed. One whose beginning is missing is a capture too.
 pub fn begins(bytes: &[u8]) -> Option<bool> {
-    const BEGIN: &[u8] = b"{\"capture\":";
-    match bytes.get(..BEGIN.len()) {
-        Some(begin) => Some(begin == BEGIN),
-        None if BEGIN.starts_with(bytes) => None,
-        None => Some(false),
+    let begins = [&b"{\"capture\":"[..], b"{\"port\":"];
+    if begins.iter().any(|begin| bytes.starts_with(begin)) {
+        return Some(true);
     }
+    if begins.iter().any(|begin| begin.starts_with(bytes)) { None } else { Some(false) }
 }
 
 /// Cuts the bytes of a capture into entries. Holds at most a line besides what the last [`push`](Reader::push) brought, and the names
@@ -315,6 +314,11 @@ impl Reader {
     /// Says that the capture ends.
     pub fn end(&mut self) {
         self.ended = true;
+    }
+
+    /// In which line, from 1, stood what [`poll`](Reader::poll) gave last.
+    pub fn line(&self) -> u64 {
+        self.line
     }
 
     /// What is spoken at a port that was opened.
@@ -446,8 +450,8 @@ mod tests {
             assert_eq!(Entry::parse(newer.as_bytes()), Ok(entry));
         }
         assert_eq!(
-            [begins(b""), begins(b"{\"cap"), begins(b"{\"capture\":1"), begins(b"/XYZ5")],
-            [None, None, Some(true), Some(false)]
+            [&b""[..], b"{\"cap", b"{\"capture\":1", b"{\"po", b"{\"port\":", b"{\"p1", b"/XYZ5"].map(begins),
+            [None, None, Some(true), None, Some(true), Some(false), Some(false)]
         );
     }
 
