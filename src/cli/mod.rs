@@ -6,6 +6,7 @@
 mod check;
 mod decode;
 mod demo;
+mod input;
 mod mbus;
 mod readings;
 mod replay;
