@@ -18,6 +18,7 @@ pub mod plausible;
 pub mod delivery;
 pub mod payload;
 pub mod layout;
+pub mod explain;
 pub mod simulate;
 // --- edges ---
 #[cfg(feature = "daemon")]

@@ -716,7 +716,8 @@ fn turn(record: &mut Record<'_>) {
     }
 }
 
-fn shown(date: Date) -> String {
+/// A date as it stands in a text.
+pub(crate) fn shown(date: Date) -> String {
     let two = |number: Option<i8>| number.map_or_else(|| "*".to_owned(), |number| format!("{number:02}"));
     match date {
         Date::Day { year, month, day } => format!("{year:04}-{month:02}-{day:02}"),

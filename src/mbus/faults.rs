@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use super::address::Secondary;
 
 /// `ok`, or what is wrong, separated by `, `.
-pub(super) fn status(status: u8) -> String {
+pub(crate) fn status(status: u8) -> String {
     let mut text = String::new();
     let mut add = |complaint: &str| {
         if !text.is_empty() {
@@ -193,7 +193,7 @@ fn bits(meter: Option<Secondary>, register: &Register, data: &[u8]) -> Option<St
 }
 
 /// As a number: highest byte first.
-pub(super) fn hex(data: &[u8]) -> String {
+pub(crate) fn hex(data: &[u8]) -> String {
     let mut text = String::from("0x");
     for byte in data.iter().rev() {
         let _ = write!(text, "{byte:02x}");

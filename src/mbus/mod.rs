@@ -21,7 +21,7 @@
 
 pub mod address;
 mod decode;
-mod faults;
+pub(crate) mod faults;
 pub mod frame;
 pub mod master;
 mod real;
@@ -33,6 +33,7 @@ pub mod value;
 pub mod vif;
 
 pub use address::{Manufacturer, Pattern, Secondary};
+pub(crate) use decode::shown;
 pub use decode::{Answer, Decoded, Reason, State, decode, read};
 pub use frame::{Frame, FrameError, MAX_FRAME, control};
 pub use master::{Action, Command, Heard, Job, Master, Outcome, Readout, Target, Task, Timing, Trouble};

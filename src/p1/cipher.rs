@@ -93,6 +93,12 @@ impl Key {
         let authentication = sixteen_bytes(&mut digits)?.unwrap_or(COMMON_AUTHENTICATION_KEY);
         if digits.next().is_some() { Err(NotAKey) } else { Ok(Self { encryption, authentication }) }
     }
+
+    /// What a sealed frame holds, from its `DB` through its tag: a telegram, with whatever stands around it. A frame that was
+    /// recorded and sent again is opened too; a [`Reader`](super::Reader) refuses it.
+    pub fn open(&self, frame: &[u8]) -> Result<Vec<u8>, Reason> {
+        Opener::new(self.clone()).open(frame)
+    }
 }
 
 /// The next 32 digits as bytes; None when there are none.

@@ -61,6 +61,11 @@ impl Dialect {
         Self::NAMES.into_iter().map(|(_, dialect)| dialect).chain([Self::Unrecognised])
     }
 
+    /// Its name, as a configuration gives it; `unrecognised` where it has none.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, dialect)| *dialect == self).map_or("unrecognised", |(name, _)| name)
+    }
+
     /// How many hours east of UTC a meter's clock stands in winter.
     pub const fn winter_offset(self) -> i8 {
         match self {

@@ -26,7 +26,7 @@ mod frame;
 mod reader;
 pub mod table;
 mod telegram;
-mod text;
+pub(crate) mod text;
 mod transcript;
 
 pub use cipher::{Key, NotAKey};

@@ -21,6 +21,8 @@ const FOREIGN: u32 = 5;
 pub struct Accepted {
     /// Where it begins, in bytes since the stream began.
     pub offset: u64,
+    /// How long it is, in bytes: from `/` through `!`, or the whole sealed frame that it came in.
+    pub length: u64,
     /// How its line ends came.
     pub line_ends: LineEnds,
     /// Whether a CRC or a seal vouches for it.
@@ -86,7 +88,9 @@ impl Reader {
                             // Its offset is the frame's: there is no other place in the stream.
                             for result in &mut self.rest {
                                 match result {
-                                    Ok(accepted) => (accepted.offset, accepted.vouched) = (offset, true),
+                                    Ok(accepted) => {
+                                        (accepted.offset, accepted.length, accepted.vouched) = (offset, length, true);
+                                    }
                                     Err(rejected) => (rejected.offset, rejected.length) = (offset, length),
                                 }
                             }
@@ -142,6 +146,7 @@ fn read(piece: Piece<'_>, dialect: Option<Dialect>) -> Result<Accepted, Rejected
     let telegram = Telegram::check(piece)?;
     Ok(Accepted {
         offset: telegram.offset,
+        length: telegram.bytes.len() as u64,
         line_ends: telegram.line_ends,
         vouched: telegram.crc.is_some(),
         decoded: decode(&telegram, dialect),

@@ -58,6 +58,18 @@ pub struct Line<'a> {
     pub(super) entry: Option<&'static Entry>,
 }
 
+impl Line<'_> {
+    /// What its code means in `dialect`; None where the tables do not know it.
+    pub fn meaning(&self, dialect: Dialect) -> Option<&'static Meaning> {
+        self.entry?.meaning(dialect)
+    }
+
+    /// Which document says so.
+    pub fn source(&self, dialect: Dialect) -> Option<&'static str> {
+        self.entry?.source(dialect)
+    }
+}
+
 impl<'a> Telegram<'a> {
     /// Checks the CRC of a piece.
     pub fn check(piece: Piece<'a>) -> Result<Self, Rejected> {

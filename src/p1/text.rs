@@ -9,7 +9,7 @@ use crate::{
 
 /// What a bracket with a time in it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Clock {
+pub(crate) enum Clock {
     /// A time.
     At(Moment),
     /// The form of a time, but none that a set clock shows.
@@ -20,7 +20,7 @@ pub(super) enum Clock {
 
 impl Clock {
     /// The time, if it is one.
-    pub(super) fn time(self) -> Option<Moment> {
+    pub(crate) fn time(self) -> Option<Moment> {
         match self {
             Self::At(moment) => Some(moment),
             Self::Unset | Self::Other => None,
@@ -34,7 +34,7 @@ const FIRST_YEAR: i16 = 2007;
 /// A meter clock that stands `winter` hours east of UTC in winter: `YYMMDDhhmmssX`, where X is S in summer
 /// (an hour more) and W in winter. Without the letter (DSMR 2 and 3, Wallonia) the time follows the European
 /// rule. Or twelve octets of a COSEM date-time (IEC 62056-6-2) as hex digits.
-pub(super) fn clock(text: &[u8], winter: i8) -> Clock {
+pub(crate) fn clock(text: &[u8], winter: i8) -> Clock {
     let usual = text.split_first_chunk::<12>().and_then(|(digits, letter)| Some((Civil::from_digits(digits)?, letter)));
     let moment = match usual {
         Some((civil, b"S" | b"W" | b"")) if civil.year < FIRST_YEAR => None,
@@ -108,7 +108,7 @@ fn hex_digit(byte: u8) -> u8 {
 }
 
 /// A text sent as pairs of hex digits; what is not such a text, or not printable ASCII, stays as sent.
-pub(super) fn from_hex(text: &[u8]) -> String {
+pub(crate) fn from_hex(text: &[u8]) -> String {
     printable_from_hex(text).unwrap_or_else(|| printable(text))
 }
 
@@ -130,7 +130,7 @@ fn printable_from_hex(text: &[u8]) -> Option<String> {
 
 /// A text to be read by people: printable ASCII as it is, every other byte as `\xNN`. A backslash stays
 /// single, because nearly every header holds one.
-pub(super) fn printable(text: &[u8]) -> String {
+pub(crate) fn printable(text: &[u8]) -> String {
     if text.iter().all(|byte| matches!(byte, b' '..=b'~')) {
         return String::from_utf8_lossy(text).into_owned();
     }
@@ -146,7 +146,7 @@ pub(super) fn printable(text: &[u8]) -> String {
 }
 
 /// An identifier: a hex text without the spaces around it. None when nothing is left.
-pub(super) fn identifier(text: &[u8]) -> Option<String> {
+pub(crate) fn identifier(text: &[u8]) -> Option<String> {
     let decoded = from_hex(text);
     let trimmed = decoded.trim_matches(' ');
     if trimmed.is_empty() {
@@ -159,7 +159,7 @@ pub(super) fn identifier(text: &[u8]) -> Option<String> {
 }
 
 /// `value*unit` or `value`, where the unit may be empty; also `valueunit`, as some meters send it.
-pub(super) fn value_and_unit(text: &[u8]) -> Option<(Decimal, &[u8])> {
+pub(crate) fn value_and_unit(text: &[u8]) -> Option<(Decimal, &[u8])> {
     match Decimal::parse_prefix(text)? {
         (value, []) => Some((value, b"")),
         (value, [b'*', unit @ ..]) => Some((value, unit)),
@@ -169,13 +169,13 @@ pub(super) fn value_and_unit(text: &[u8]) -> Option<(Decimal, &[u8])> {
 }
 
 /// Whether a bracket that should hold a value holds none: `` or `*unit`.
-pub(super) fn is_empty_value(text: &[u8]) -> bool {
+pub(crate) fn is_empty_value(text: &[u8]) -> bool {
     matches!(text, [] | [b'*', ..])
 }
 
 /// The contents of the brackets of a line, with line ends between them passed over. An item is None,
 /// and the last, where the brackets do not match.
-pub(super) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+pub(crate) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     let mut rest = text;
     std::iter::from_fn(move || {
         while let [b'\r' | b'\n', tail @ ..] = rest {
@@ -203,12 +203,12 @@ pub(super) fn brackets(text: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
 }
 
 /// What stands between the first bracket and the last.
-pub(super) fn inside(text: &[u8]) -> Option<&[u8]> {
+pub(crate) fn inside(text: &[u8]) -> Option<&[u8]> {
     text.strip_prefix(b"(")?.strip_suffix(b")")
 }
 
 /// What stands in the only bracket of a line.
-pub(super) fn single(text: &[u8]) -> Option<&[u8]> {
+pub(crate) fn single(text: &[u8]) -> Option<&[u8]> {
     inside(text).filter(|text| memchr::memchr2(b'(', b')', text).is_none())
 }
 
