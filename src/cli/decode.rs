@@ -1,18 +1,23 @@
-//! `decode`: prints what telegrams say.
+//! `decode`: prints what telegrams say, or with `--explain` what each byte of them is.
 //!
 //! Whether a file holds P1 or M-Bus is told by what begins in it first: a P1 header, or the four bytes that an M-Bus
-//! frame begins with.
+//! frame begins with. A capture says it of each of its ports; each port is read for itself, in the order of time.
 
 use std::{
-    fs::File,
-    io::{self, Read},
-    path::PathBuf,
+    collections::VecDeque,
+    path::{Path, PathBuf},
 };
 
-use super::{Failure, Format, Outcome, Output, table};
+use super::{
+    Failure, Format, Outcome, Output, dump,
+    input::{Event, Input, Trouble},
+    table,
+};
 use crate::{
+    capture::{self, What},
+    explain::{self, Piece},
     mbus::{self, Stream},
-    p1::{self, Dialect, Form, Key, LineEnds, Reader, Transcript},
+    p1::{self, Dialect, Form, Key, LineEnds, Reader},
     payload, port,
     reading::{Clock, Identity, Report, escape},
 };
@@ -26,12 +31,23 @@ const MBUS_PORT: &str = "mbus";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Captures of P1 telegrams or M-Bus frames, raw, as hex digits, hex dump, base64 or a log; `-` or none: standard input
+    /// P1 telegrams or M-Bus frames: captures of `record`, and what is raw, hex digits, hex dump, base64 or a log; also gzip;
+    /// `-` or none: standard input
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// How to print them
-    #[arg(long, value_enum, default_value_t = Format::Json)]
-    format: Format,
+    /// How to print them; by default as JSON, and with --explain as a table
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// What each byte is, also of what is rejected: places, bytes and their meanings
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How telegrams are read.
+#[derive(Debug, clap::Args)]
+pub(super) struct How {
     /// Whose P1 telegrams they are, where that is not found right: netherlands, belgium, luxembourg, ...
     #[arg(long, value_name = "COUNTRY", value_parser = dialect)]
     dialect: Option<Dialect>,
@@ -49,27 +65,30 @@ fn dialect(text: &str) -> Result<Dialect, String> {
     named.ok_or_else(|| format!("known are {}", Dialect::NAMES.map(|(name, _)| name).join(", ")))
 }
 
+impl How {
+    pub(super) fn key(&self) -> Result<Option<Key>, Failure> {
+        self.key_file.as_deref().map(port::read_key).transpose().map_err(Failure::usage)
+    }
+}
+
 pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
-    let key = arguments.key_file.as_deref().map(port::read_key).transpose().map_err(Failure::usage)?;
+    let key = arguments.how.key()?;
     let mut output = Output::new();
     let mut outcome = Outcome::Well;
     let stdin = [PathBuf::from("-")];
     let files = if arguments.files.is_empty() { &stdin[..] } else { &arguments.files };
+    let default = if arguments.explain { Format::Table } else { Format::Json };
+    let format = arguments.format.unwrap_or(default);
+    let dump = dump::Dump::new(format);
     for file in files {
-        let input: Box<dyn Read> = if file.as_os_str() == "-" {
-            Box::new(io::stdin().lock())
-        } else {
-            match File::open(file) {
-                Ok(input) => Box::new(input),
-                Err(error) => {
-                    eprintln!("{}: {error}", file.display());
-                    outcome = Outcome::Partly;
-                    continue;
-                }
+        let mut visit = |place: &Place<'_>, found: Found| match found {
+            Found::Telegram(reports) if !arguments.explain => {
+                reports.iter().try_for_each(|report| print(report, format, &mut output))
             }
+            Found::Telegram(_) => Ok(()),
+            Found::Piece(piece) => dump.print(place, &piece, &mut output),
         };
-        let name = file.display().to_string();
-        if decode_file(&name, input, arguments, key.clone(), &mut output)? == Outcome::Partly {
+        if read(file, &arguments.how, key.as_ref(), arguments.explain, &mut visit)? == Outcome::Partly {
             outcome = Outcome::Partly;
         }
     }
@@ -77,12 +96,350 @@ pub(super) fn decode(arguments: &Arguments) -> Result<Outcome, Failure> {
     Ok(outcome)
 }
 
-/// Which wire the bytes of a file come from.
+/// Where something was found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// In a capture: the port, and the line in which its first byte stands.
+    pub(super) port: Option<(&'a str, u64)>,
+    /// In bytes of the port.
+    pub(super) offset: u64,
+}
+
+/// What was found.
+pub(super) enum Found {
+    /// What the meters of a telegram or a readout say.
+    Telegram(Vec<Report<String>>),
+    /// What its bytes are, where that was asked for.
+    Piece(Box<Piece>),
+}
+
+/// Shows what is found.
+pub(super) type Visit<'a> = dyn FnMut(&Place<'_>, Found) -> Result<(), Failure> + 'a;
+
+/// Reads a file; names on standard error what is rejected in it.
+pub(super) fn read(
+    path: &Path,
+    how: &How,
+    key: Option<&Key>,
+    explain: bool,
+    visit: &mut Visit<'_>,
+) -> Result<Outcome, Failure> {
+    let name = path.display().to_string();
+    let input = match Input::open(path) {
+        Ok(input) => input,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            return Ok(Outcome::Partly);
+        }
+    };
+    let mut reading = Reading { file: &name, how, key, explain, visit, ports: Vec::new(), complaints: 0 };
+    reading.all(input)
+}
+
+/// A file while it is read.
+struct Reading<'a, 'b> {
+    file: &'a str,
+    how: &'a How,
+    key: Option<&'a Key>,
+    explain: bool,
+    visit: &'a mut Visit<'b>,
+    ports: Vec<Port>,
+    /// What of the file could not be read.
+    complaints: u64,
+}
+
+impl Reading<'_, '_> {
+    fn all(&mut self, mut input: Input) -> Result<Outcome, Failure> {
+        for event in &mut input {
+            match event {
+                Ok(Event::Bytes(bytes)) => {
+                    if self.ports.is_empty() {
+                        self.ports.push(Port::new(None, Wire::Doubt(Doubt::default())));
+                    }
+                    self.push(0, &bytes)?;
+                }
+                Ok(Event::Opening(_, opening)) => {
+                    let wire = opening.wire;
+                    if let Some(at) = self.ports.iter().position(|port| port.name.as_ref() == Some(&opening.port)) {
+                        // A recording begins anew: what was open has no end.
+                        self.end(at)?;
+                    } else {
+                        self.ports.push(Port::new(Some(opening.port), self.wire(wire)));
+                    }
+                }
+                Ok(Event::Chunk(place, _, chunk)) => {
+                    let Some(at) = self.ports.iter().position(|port| port.name.as_ref() == Some(&chunk.port)) else {
+                        continue;
+                    };
+                    match chunk.what {
+                        What::Lost(chunks) => {
+                            self.end(at)?;
+                            self.complaints = self.complaints.saturating_add(1);
+                            let port = escape(chunk.port.as_bytes());
+                            eprintln!(
+                                "{}:{}: port {port}: the recorder missed {chunks} chunks here",
+                                self.file, place.line
+                            );
+                        }
+                        What::Bytes(_, bytes) => {
+                            if let Some(port) = self.ports.get_mut(at) {
+                                port.lines.push_back((port.pushed, place.line));
+                            }
+                            self.push(at, &bytes)?;
+                        }
+                    }
+                }
+                Err(trouble) => {
+                    self.complaints = self.complaints.saturating_add(1);
+                    match trouble {
+                        Trouble::Line(bad) => eprintln!("{}:{}: {}", self.file, bad.line, bad.reason),
+                        trouble => eprintln!("{}: {trouble}", self.file),
+                    }
+                }
+            }
+        }
+        let is_capture = input.is_capture();
+        let mut nothing = None;
+        for at in 0..self.ports.len() {
+            nothing = self.finish(at)?;
+        }
+        if let Some((form, lines)) = input.form().filter(|(form, _)| *form != Form::Raw) {
+            eprintln!("{}: read as {}{}", self.file, form.name(), left_out(lines));
+        }
+        let sum = |count: fn(&Port) -> u64| self.ports.iter().map(count).fold(0u64, u64::saturating_add);
+        let restored = sum(|port| port.restored);
+        if restored > 0 {
+            eprintln!("{}: {}", self.file, other_line_ends(restored));
+        }
+        let (telegrams, rejected) = (sum(|port| port.telegrams), sum(|port| port.rejected));
+        if self.complaints == 0 && telegrams == 0 && rejected == 0 {
+            let complaint = match nothing {
+                _ if is_capture => "no port in it brought a telegram or an answer",
+                Some(complaint) => complaint,
+                None => "is empty",
+            };
+            eprintln!("{}: {complaint}", self.file);
+        }
+        let well = telegrams > 0 && rejected == 0 && self.complaints == 0;
+        Ok(if well { Outcome::Well } else { Outcome::Partly })
+    }
+
+    fn wire(&self, wire: capture::Wire) -> Wire {
+        let Self { how, key, explain, .. } = self;
+        match wire {
+            capture::Wire::P1 => Wire::p1(how, *key, *explain),
+            capture::Wire::Mbus => Wire::mbus(how, *explain),
+        }
+    }
+
+    fn push(&mut self, at: usize, bytes: &[u8]) -> Result<(), Failure> {
+        let Some(port) = self.ports.get_mut(at) else { return Ok(()) };
+        port.pushed = port.pushed.saturating_add(bytes.len() as u64);
+        match &mut port.wire {
+            Wire::Doubt(doubt) => {
+                if let Some(kind) = doubt.push(bytes) {
+                    let doubt = std::mem::take(doubt);
+                    self.decide(at, kind, &doubt);
+                }
+            }
+            wire => wire.push(bytes),
+        }
+        self.poll(at)
+    }
+
+    fn decide(&mut self, at: usize, wire: capture::Wire, doubt: &Doubt) {
+        let mut wire = self.wire(wire);
+        wire.push(&doubt.held);
+        let Some(port) = self.ports.get_mut(at) else { return };
+        port.base = doubt.skipped;
+        if port.base > 0 {
+            port.rejected = port.rejected.saturating_add(1);
+            eprintln!("{}:0: {} bytes that are neither of P1 nor of M-Bus", self.file, port.base);
+        }
+        port.wire = wire;
+    }
+
+    /// What is open at a port ends here; more may come.
+    fn end(&mut self, at: usize) -> Result<(), Failure> {
+        if let Some(port) = self.ports.get_mut(at) {
+            port.wire.end();
+        }
+        self.poll(at)
+    }
+
+    /// The file ends; says what it holds if not what was hoped for.
+    fn finish(&mut self, at: usize) -> Result<Option<&'static str>, Failure> {
+        let Some(port) = self.ports.get_mut(at) else { return Ok(None) };
+        if let Wire::Doubt(doubt) = &mut port.wire {
+            let doubt = std::mem::take(doubt);
+            if doubt.held.is_empty() && doubt.skipped == 0 {
+                return Ok(Some("is empty"));
+            }
+            let kind = match () {
+                () if is_odd_telegram(&doubt, self.how) => capture::Wire::P1,
+                () if is_of_master(&doubt) && self.explain => capture::Wire::Mbus,
+                () => return Ok(Some(if is_of_master(&doubt) { NO_ANSWER } else { NEITHER })),
+            };
+            self.decide(at, kind, &doubt);
+        }
+        self.end(at)?;
+        let is_mbus = self.ports.get(at).is_some_and(|port| matches!(port.wire, Wire::Mbus(..)));
+        Ok(Some(if is_mbus { NO_ANSWER } else { NEITHER }))
+    }
+
+    /// Shows what can be had of a port so far.
+    fn poll(&mut self, at: usize) -> Result<(), Failure> {
+        let Some(port) = self.ports.get_mut(at) else { return Ok(()) };
+        while let Some(mut piece) = port.wire.explained() {
+            piece.offset = piece.offset.saturating_add(port.base);
+            let place = place(&port.name, &mut port.lines.clone(), piece.offset);
+            (self.visit)(&place, Found::Piece(Box::new(piece)))?;
+        }
+        loop {
+            let result = match &mut port.wire {
+                Wire::Doubt(_) => return Ok(()),
+                Wire::P1(reader, _) => match reader.poll() {
+                    None => break,
+                    Some(Ok(telegram)) => {
+                        port.restored =
+                            port.restored.saturating_add(u64::from(telegram.line_ends == LineEnds::Restored));
+                        Ok((telegram.offset, telegram.decoded.reports, P1_PORT))
+                    }
+                    Some(Err(piece)) => Err((piece.offset, piece.to_string())),
+                },
+                Wire::Mbus(stream, _) => match stream.poll() {
+                    None => break,
+                    Some(Ok(piece)) => {
+                        if piece.decoded.more_follow {
+                            let place = place(&port.name, &mut port.lines, piece.offset.saturating_add(port.base));
+                            eprintln!("{}the meter has more telegrams, which are not here", place.in_file(self.file));
+                        }
+                        Ok((piece.offset, vec![piece.decoded.report], MBUS_PORT))
+                    }
+                    Some(Err(piece)) => Err((piece.offset, piece.to_string())),
+                },
+            };
+            match result {
+                Ok((offset, reports, default)) => {
+                    port.telegrams = port.telegrams.saturating_add(1);
+                    let place = place(&port.name, &mut port.lines, offset.saturating_add(port.base));
+                    let name = port.name.as_deref().unwrap_or(default);
+                    let named = |report: Report<Identity>| report.rename(|identity| identity.name(GATEWAY, name));
+                    (self.visit)(&place, Found::Telegram(reports.into_iter().map(named).collect()))?;
+                }
+                Err((offset, reason)) => {
+                    port.rejected = port.rejected.saturating_add(1);
+                    let place = place(&port.name, &mut port.lines, offset.saturating_add(port.base));
+                    eprintln!("{}{reason}", place.in_file(self.file));
+                }
+            }
+        }
+        port.forget();
+        Ok(())
+    }
+}
+
+/// The place of an offset, where a capture has lines that begin at these offsets.
+fn place<'a>(port: &'a Option<String>, lines: &mut VecDeque<(u64, u64)>, offset: u64) -> Place<'a> {
+    let line = lines.iter().rev().find(|(begin, _)| *begin <= offset).or(lines.front()).map_or(0, |(_, line)| *line);
+    Place { port: port.as_deref().map(|port| (port, line)), offset }
+}
+
+impl Place<'_> {
+    /// As messages begin.
+    pub(super) fn in_file(&self, file: &str) -> String {
+        match self.port {
+            Some((port, line)) => format!("{file}:{line}: port {}: byte {}: ", escape(port.as_bytes()), self.offset),
+            None => format!("{file}:{}: ", self.offset),
+        }
+    }
+}
+
+/// A port of a capture, or the one that any other file is of.
+struct Port {
+    /// In a capture.
+    name: Option<String>,
+    wire: Wire,
+    /// Where in the bytes of the port those of the reader begin.
+    base: u64,
+    /// How many bytes it brought.
+    pushed: u64,
+    /// In a capture: where in the bytes of the port its last lines begin, and which they are.
+    lines: VecDeque<(u64, u64)>,
+    telegrams: u64,
+    rejected: u64,
+    restored: u64,
+}
+
+impl Port {
+    /// Further back than that nothing is told any more: a readout of the most telegrams, however much stands between.
+    const MEMORY: u64 = 256 * 1024;
+
+    fn new(name: Option<String>, wire: Wire) -> Self {
+        Self { name, wire, base: 0, pushed: 0, lines: VecDeque::new(), telegrams: 0, rejected: 0, restored: 0 }
+    }
+
+    fn forget(&mut self) {
+        while self.lines.get(1).is_some_and(|(begin, _)| begin.saturating_add(Self::MEMORY) < self.pushed) {
+            self.lines.pop_front();
+        }
+    }
+}
+
+/// Which wire the bytes of a port come from, who reads them, and who explains them where that was asked for.
 enum Wire {
     /// Neither a header of P1 nor a frame of M-Bus was there yet.
     Doubt(Doubt),
-    P1(Box<Reader>),
-    Mbus(Stream),
+    P1(Box<Reader>, Option<Box<explain::p1::Explainer>>),
+    Mbus(Box<Stream>, Option<explain::mbus::Explainer>),
+}
+
+impl Wire {
+    fn p1(how: &How, key: Option<&Key>, explain: bool) -> Self {
+        let explainer = explain.then(|| Box::new(explain::p1::Explainer::new(how.dialect, key.cloned())));
+        Self::P1(Box::new(Reader::new(how.dialect, key.cloned())), explainer)
+    }
+
+    fn mbus(how: &How, explain: bool) -> Self {
+        let explainer = explain.then(|| explain::mbus::Explainer::new(how.utc_offset));
+        Self::Mbus(Box::new(Stream::new(how.utc_offset)), explainer)
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Doubt(_) => {}
+            Self::P1(reader, explainer) => {
+                reader.push(bytes);
+                explainer.iter_mut().for_each(|explainer| explainer.push(bytes));
+            }
+            Self::Mbus(stream, explainer) => {
+                stream.push(bytes);
+                explainer.iter_mut().for_each(|explainer| explainer.push(bytes));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        match self {
+            Self::Doubt(_) => {}
+            Self::P1(reader, explainer) => {
+                reader.end();
+                explainer.iter_mut().for_each(|explainer| explainer.end());
+            }
+            Self::Mbus(stream, explainer) => {
+                stream.end();
+                explainer.iter_mut().for_each(explain::mbus::Explainer::end);
+            }
+        }
+    }
+
+    fn explained(&mut self) -> Option<Piece> {
+        match self {
+            Self::Doubt(_) => None,
+            Self::P1(_, explainer) => explainer.as_mut()?.poll(),
+            Self::Mbus(_, explainer) => explainer.as_mut()?.poll(),
+        }
+    }
 }
 
 /// The beginning of a file, while it is not known what it holds.
@@ -95,24 +452,17 @@ struct Doubt {
     skipped: u64,
 }
 
-/// What begins in a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    P1,
-    Mbus,
-}
-
 impl Doubt {
     /// More noise than that before the first header is told of, but not kept.
     const MOST: usize = 64 * 1024;
 
     /// Adds bytes; returns what begins first, if anything does.
-    fn push(&mut self, bytes: &[u8]) -> Option<Kind> {
+    fn push(&mut self, bytes: &[u8]) -> Option<capture::Wire> {
         self.held.extend_from_slice(bytes);
         while let Some(rest) = self.held.get(self.looked..).filter(|rest| !rest.is_empty()) {
             match (p1::begins(rest), mbus::begins(rest)) {
-                (Some(true), _) => return Some(Kind::P1),
-                (_, Some(true)) => return Some(Kind::Mbus),
+                (Some(true), _) => return Some(capture::Wire::P1),
+                (_, Some(true)) => return Some(capture::Wire::Mbus),
                 (Some(false), Some(false)) => self.looked = self.looked.saturating_add(1),
                 // More bytes are needed.
                 _ => break,
@@ -127,126 +477,12 @@ impl Doubt {
     }
 }
 
-/// A file while it is read.
-struct Reading<'a> {
-    name: &'a str,
-    arguments: &'a Arguments,
-    key: Option<Key>,
-    output: &'a mut Output,
-    wire: Wire,
-    /// Where in the bytes of the port those of the reader begin.
-    base: u64,
-    telegrams: u64,
-    rejected: u64,
-    restored: u64,
-}
-
-impl Reading<'_> {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        match &mut self.wire {
-            Wire::P1(reader) => reader.push(bytes),
-            Wire::Mbus(stream) => stream.push(bytes),
-            Wire::Doubt(doubt) => {
-                if let Some(kind) = doubt.push(bytes) {
-                    let doubt = std::mem::take(doubt);
-                    self.decide(kind, &doubt);
-                }
-            }
-        }
-        self.poll()
-    }
-
-    fn decide(&mut self, kind: Kind, doubt: &Doubt) {
-        self.base = doubt.skipped;
-        if self.base > 0 {
-            self.rejected = self.rejected.saturating_add(1);
-            eprintln!("{}:0: {} bytes that are neither of P1 nor of M-Bus", self.name, self.base);
-        }
-        self.wire = match kind {
-            Kind::P1 => {
-                let mut reader = Reader::new(self.arguments.dialect, self.key.clone());
-                reader.push(&doubt.held);
-                Wire::P1(Box::new(reader))
-            }
-            Kind::Mbus => {
-                let mut stream = Stream::new(self.arguments.utc_offset);
-                stream.push(&doubt.held);
-                Wire::Mbus(stream)
-            }
-        };
-    }
-
-    /// Prints what can be had of the bytes so far.
-    fn poll(&mut self) -> Result<(), Failure> {
-        let format = self.arguments.format;
-        loop {
-            let (reports, port) = match &mut self.wire {
-                Wire::Doubt(_) => return Ok(()),
-                Wire::P1(reader) => match reader.poll() {
-                    None => return Ok(()),
-                    Some(Ok(telegram)) => {
-                        self.restored =
-                            self.restored.saturating_add(u64::from(telegram.line_ends == LineEnds::Restored));
-                        (Ok(telegram.decoded.reports), P1_PORT)
-                    }
-                    Some(Err(piece)) => (Err((piece.offset, piece.to_string())), P1_PORT),
-                },
-                Wire::Mbus(stream) => match stream.poll() {
-                    None => return Ok(()),
-                    Some(Ok(piece)) => {
-                        if piece.decoded.more_follow {
-                            let offset = piece.offset.saturating_add(self.base);
-                            eprintln!("{}:{offset}: the meter has more telegrams, which are not here", self.name);
-                        }
-                        (Ok(vec![piece.decoded.report]), MBUS_PORT)
-                    }
-                    Some(Err(piece)) => (Err((piece.offset, piece.to_string())), MBUS_PORT),
-                },
-            };
-            match reports {
-                Ok(reports) => {
-                    self.telegrams = self.telegrams.saturating_add(1);
-                    for report in reports {
-                        print(&report.rename(|identity: Identity| identity.name(GATEWAY, port)), format, self.output)?;
-                    }
-                }
-                Err((offset, reason)) => {
-                    self.rejected = self.rejected.saturating_add(1);
-                    eprintln!("{}:{}: {reason}", self.name, offset.saturating_add(self.base));
-                }
-            }
-        }
-    }
-
-    /// The file ends; says what it holds if not what was hoped for.
-    fn end(&mut self) -> Result<Option<&'static str>, Failure> {
-        if let Wire::Doubt(doubt) = &mut self.wire {
-            let doubt = std::mem::take(doubt);
-            if doubt.held.is_empty() && doubt.skipped == 0 {
-                return Ok(Some("is empty"));
-            }
-            if !is_odd_telegram(&doubt, self) {
-                return Ok(Some(if is_of_master(&doubt) { NO_ANSWER } else { NEITHER }));
-            }
-            self.decide(Kind::P1, &doubt);
-        }
-        match &mut self.wire {
-            Wire::Doubt(_) => {}
-            Wire::P1(reader) => reader.end(),
-            Wire::Mbus(stream) => stream.end(),
-        }
-        self.poll()?;
-        let nothing = self.telegrams == 0 && self.rejected == 0;
-        Ok(nothing.then_some(if matches!(self.wire, Wire::Mbus(_)) { NO_ANSWER } else { NEITHER }))
-    }
-}
-
 const NEITHER: &str = "holds neither a P1 telegram nor an M-Bus frame";
 const NO_ANSWER: &str = "holds requests of an M-Bus master, and no meter's answer";
 
 /// Whether bytes in which nothing begins hold a telegram all the same: one with a header that is none of the standard.
-fn is_odd_telegram(doubt: &Doubt, file: &Reading<'_>) -> bool {
-    let mut reader = Reader::new(file.arguments.dialect, None);
+fn is_odd_telegram(doubt: &Doubt, how: &How) -> bool {
+    let mut reader = Reader::new(how.dialect, None);
     reader.push(&doubt.held);
     reader.end();
     doubt.skipped == 0 && std::iter::from_fn(|| reader.poll()).any(|result| result.is_ok())
@@ -258,44 +494,6 @@ fn is_of_master(doubt: &Doubt) -> bool {
     stream.push(&doubt.held);
     stream.end();
     doubt.skipped == 0 && stream.poll().is_none() && stream.requests() > 0
-}
-
-fn decode_file(
-    name: &str,
-    mut input: Box<dyn Read>,
-    arguments: &Arguments,
-    key: Option<Key>,
-    output: &mut Output,
-) -> Result<Outcome, Failure> {
-    let wire = Wire::Doubt(Doubt::default());
-    let mut file = Reading { name, arguments, key, output, wire, base: 0, telegrams: 0, rejected: 0, restored: 0 };
-    let mut buffer = vec![0u8; 64 * 1024];
-    let mut transcript = Transcript::new();
-    let complaint = loop {
-        let count = match input.read(&mut buffer) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                eprintln!("{name}: {error}");
-                return Ok(Outcome::Partly);
-            }
-        };
-        if count == 0 {
-            file.push(&transcript.end())?;
-            break file.end()?;
-        }
-        file.push(&transcript.push(buffer.get(..count).unwrap_or_default()))?;
-    };
-    if let Some(form) = transcript.form().filter(|form| *form != Form::Raw) {
-        eprintln!("{name}: read as {}{}", form.name(), left_out(transcript.left_out()));
-    }
-    if file.restored > 0 {
-        eprintln!("{name}: {}", other_line_ends(file.restored));
-    }
-    if let Some(complaint) = complaint {
-        eprintln!("{name}: {complaint}");
-    }
-    Ok(if file.telegrams > 0 && file.rejected == 0 { Outcome::Well } else { Outcome::Partly })
 }
 
 /// That line ends had to be restored.

@@ -6,6 +6,7 @@
 mod check;
 mod decode;
 mod demo;
+mod dump;
 mod input;
 mod mbus;
 mod readings;

@@ -115,7 +115,7 @@ fn piece(offset: u64, bytes: Vec<u8>, standard_offset: i8) -> Piece {
         Err(reason) => damaged(&mut cut, reason, standard_offset),
     };
     let parts = cut.finish();
-    Piece { offset, bytes, what: what.into(), meaning, mark, parts, inside: Vec::new() }
+    Piece { offset, bytes, is_binary: true, what: what.into(), meaning, mark, parts, inside: Vec::new() }
 }
 
 fn long(cut: &mut Cut<'_>, frame: &Frame<'_>, standard_offset: i8) -> (&'static str, String, Mark) {

@@ -72,6 +72,8 @@ pub struct Piece {
     pub offset: u64,
     /// All of it.
     pub bytes: Vec<u8>,
+    /// Whether they are no text, and shown as hex digits.
+    pub is_binary: bool,
     /// What it is: `P1 telegram`, `long frame`, `noise`.
     pub what: Cow<'static, str>,
     /// What it means, or why it is refused.
@@ -91,7 +93,7 @@ fn is_text(bytes: &[u8]) -> bool {
 
 impl Piece {
     /// As a JSON object: `offset`, `length`, `what`, `meaning`, `mark` where there is one, `parts`, and `inside` where there is
-    /// something. A part has `from`, `to`, `text` (where it is printable ASCII, CR, LF and TAB) or `hex`, `what`, `meaning`,
+    /// something. A part has `from`, `to`, `text` (of P1, where it is printable ASCII, CR, LF and TAB) or `hex`, `what`, `meaning`,
     /// `mark` and `parts` of its own.
     pub fn to_json(&self) -> String {
         let mut json = String::new();
@@ -118,7 +120,7 @@ impl Piece {
         list(json, parts, |json, part| {
             json.push_str(&format!("{{\"from\":{},\"to\":{}", part.from, part.to));
             let bytes = self.of(part);
-            match std::str::from_utf8(bytes).ok().filter(|_| is_text(bytes)) {
+            match std::str::from_utf8(bytes).ok().filter(|_| is_text(bytes) && !self.is_binary) {
                 Some(text) => {
                     json.push_str(",\"text\":");
                     payload::string(json, text);

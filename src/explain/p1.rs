@@ -3,8 +3,8 @@
 //! Enters: bytes of a P1 port, split anywhere, and what is known of the meter: its dialect, its key. Leaves: [`Piece`]s. What is
 //! refused is explained as far as it goes, with the reason that [`Reader`] gives.
 //!
-//! Where a CRC does not fit, and would if one bit had another value, that bit is named: it is a hint, because about one CRC
-//! in ten fits some bit by chance.
+//! Where a CRC does not fit, and would if one bit were another, or one digit, that byte is named: it is a hint, because about one
+//! CRC in ten would fit some byte by chance.
 //!
 //! Sources: IEC 62056-21, 6.3.2 and 6.3.14 (the header); IEC 62056-6-1 (groups of OBIS codes); [`crate::p1::table`].
 
@@ -115,6 +115,7 @@ impl Explainer {
         Piece {
             offset,
             bytes,
+            is_binary: false,
             what: "white space".into(),
             meaning: "between telegrams".to_owned(),
             mark: Mark::Plain,
@@ -138,7 +139,7 @@ impl Explainer {
                 inside.extend(std::iter::from_fn(|| explainer.poll()));
             }
             let meaning = if refused.is_none() { "opened with the key" } else { "" };
-            ("encrypted telegram", meaning.to_owned(), sealed(&bytes, refused))
+            (SEALED, meaning.to_owned(), sealed(&bytes, refused))
         } else if refused == Some(Reason::Fragment) {
             let parts = fragment(&bytes, self.dialect.unwrap_or(Dialect::Unrecognised));
             ("fragment", parity(&bytes).unwrap_or_default().to_owned(), parts)
@@ -164,9 +165,13 @@ impl Explainer {
             (Some(reason), true) => format!("rejected: {reason}"),
             (Some(reason), false) => format!("rejected: {reason}; {meaning}"),
         };
-        Piece { offset, bytes, what: what.into(), meaning, mark, parts, inside }
+        let is_binary = what == SEALED;
+        Piece { offset, bytes, is_binary, what: what.into(), meaning, mark, parts, inside }
     }
 }
+
+/// What a piece is that holds another.
+const SEALED: &str = "encrypted telegram";
 
 /// A telegram of these bytes, from `/` to wherever they end.
 fn bare(bytes: &[u8]) -> Telegram<'_> {
@@ -432,7 +437,7 @@ fn wrong_crc(body: &[u8], said: u16, computed: u16) -> String {
     let mut text = format!("wrong: the bytes give {computed:04X}");
     if let Some(name) = crc::other(body, said) {
         text.push_str(&format!("; it is their {name}"));
-    } else if let Some((at, byte)) = one_bit(body, said ^ computed) {
+    } else if let Some((at, byte)) = one_byte(body, said ^ computed) {
         let is = body.get(at).copied().unwrap_or_default();
         text.push_str(&format!(
             "; it would be right if byte {at} were {byte:02X} ({}) and not {is:02X} ({})",
@@ -443,16 +448,22 @@ fn wrong_crc(body: &[u8], said: u16, computed: u16) -> String {
     text
 }
 
-/// The byte with one bit that explains a CRC that is off by `difference`, and what it would have to be. The code is linear:
-/// what a bit does to the CRC does not depend on the others.
-fn one_bit(body: &[u8], difference: u16) -> Option<(usize, u8)> {
+/// The byte that explains a CRC that is off by `difference`, and what it would have to be: with one bit changed, or with another
+/// digit for a digit. The code is linear: what a bit does to the CRC does not depend on the others.
+fn one_byte(body: &[u8], difference: u16) -> Option<(usize, u8)> {
     let mut effects = [1u8, 2, 4, 8, 16, 32, 64, 128].map(|bit| (bit, crc::as_sent(&[bit])));
     for (at, &byte) in body.iter().enumerate().rev() {
-        for (bit, effect) in &mut effects {
-            let other = byte ^ *bit;
-            if *effect == difference && matches!(other, b' '..=b'~' | b'\r' | b'\n') {
-                return Some((at, other));
-            }
+        let bits =
+            effects.iter().map(|(bit, _)| byte ^ bit).filter(|other| matches!(other, b' '..=b'~' | b'\r' | b'\n'));
+        let digits = (b'0'..=b'9').filter(|other| byte.is_ascii_digit() && *other != byte);
+        let effect = |other: u8| {
+            let changed = effects.iter().filter(|(bit, _)| (byte ^ other) & bit != 0);
+            changed.fold(0, |effect, (_, of_bit)| effect ^ of_bit)
+        };
+        if let Some(other) = bits.chain(digits).find(|other| effect(*other) == difference) {
+            return Some((at, other));
+        }
+        for (_, effect) in &mut effects {
             // With one more byte behind it.
             let [high, low] = effect.to_be_bytes();
             *effect = crc::as_sent(&[low]) ^ u16::from(high);
@@ -714,7 +725,7 @@ fn groups(code: Obis) -> String {
     let mut words = vec![format!("A {a} {medium}"), format!("B {b} {channel}")];
     words.push(format!("C {c}{}", spaced(if a == 1 { electricity(c) } else { general(c) })));
     words.push(format!("D {d}{}", spaced(if a == 1 { processing(c, d) } else { device(c, d) })));
-    let rated = a == 1 && c < 96 && matches!(d, 2 | 6 | 8);
+    let rated = a == 1 && (1..96).contains(&c) && matches!(d, 2 | 6 | 8);
     words.push(match e {
         0 if rated => "E 0 total".to_owned(),
         _ if rated => format!("E {e} tariff {e}"),
@@ -792,6 +803,7 @@ const fn processing(c: u8, d: u8) -> &'static str {
     match (c, d) {
         (0 | 96..=99, _) => "",
         (_, 2) => "highest added up",
+        (31 | 51 | 71, 4) => "average, or limit",
         (_, 4) => "average so far in this period",
         (_, 5) => "average of the last period",
         (_, 6) => "highest",
