@@ -85,6 +85,8 @@ pub struct AckEffect {
     /// The store began a new generation: what it had confirmed is forgotten. It is so as well, without
     /// being said here, when the store was started anew.
     pub forgotten: bool,
+    /// Messages that were called lost ([`Outbox::gave_up`]) and had been on their way: all listed stores have them.
+    pub found: u64,
     /// Parts that were ignored: an unlisted store, an unknown epoch, a number never given.
     pub ignored: u64,
 }
@@ -141,7 +143,9 @@ struct Run {
     last: u64,
     /// Numbers up to `last` that the journal does not hold.
     gone: Ranges,
-    /// Some of those are not settled with some listed store.
+    /// Those of them that were called lost: no store had confirmed them then, but they may have been on their way.
+    lost: Ranges,
+    /// Some of what is gone is not settled with some listed store.
     untold: bool,
     /// By store, in the order of `stores`; by the broker where no store is listed.
     said: Vec<Said>,
@@ -191,14 +195,32 @@ impl Run {
 
     /// How many numbers held are not confirmed by all.
     fn depth(&self) -> u64 {
-        let mut done = Ranges::new();
+        self.wanting().count()
+    }
+
+    /// The numbers held that are not confirmed by all.
+    fn wanting(&self) -> Ranges {
+        let mut wanting = Ranges::new();
         for (from, to) in self.said.iter().flat_map(|said| said.confirmed.gaps(1, self.last)) {
-            done.insert(from, to);
+            wanting.insert(from, to);
         }
         for &(from, to) in self.gone.pairs() {
-            done.remove(from, to);
+            wanting.remove(from, to);
         }
-        done.count()
+        wanting
+    }
+
+    /// Takes what all have by now from what was called lost; returns how many that are.
+    fn find(&mut self) -> u64 {
+        let mut lost = Ranges::new();
+        for &(begin, end) in self.lost.pairs() {
+            for (from, to) in self.said.iter().flat_map(|said| said.confirmed.gaps(begin, end)) {
+                lost.insert(from, to);
+            }
+        }
+        let found = self.lost.count().saturating_sub(lost.count());
+        self.lost = lost;
+        found
     }
 
     /// The lowest number held; one above `last` when none is.
@@ -256,7 +278,7 @@ impl Outbox {
         let order = before.map_or(0, |order| order.saturating_add(1));
         let gone = Ranges::from_pairs([(1, first.saturating_sub(1).min(last))]);
         let said = vec![Said::default(); self.stores.len().max(1)];
-        self.runs.insert(order, Run { epoch, last, gone, untold: false, said });
+        self.runs.insert(order, Run { epoch, last, gone, lost: Ranges::new(), untold: false, said });
         self.orders.insert(epoch, order);
         self.look(order);
         if let Some(before) = before {
@@ -273,18 +295,23 @@ impl Outbox {
     }
 
     /// The journal gave up these numbers of `epoch`. Returns how many of those it held not every listed
-    /// store had confirmed: they are lost.
+    /// store had confirmed: they are lost, unless they are on their way ([`AckEffect::found`]).
     pub fn gave_up(&mut self, epoch: Epoch, numbers: RangeInclusive<u64>) -> u64 {
         let Some((&order, run)) = self.orders.get(&epoch).and_then(|order| Some((order, self.runs.get_mut(order)?)))
         else {
             return 0;
         };
-        let before = run.depth();
+        let mut lost = run.wanting();
         run.gone.insert((*numbers.start()).max(1), (*numbers.end()).min(run.last));
-        let lost = before.saturating_sub(run.depth());
+        for &(from, to) in run.wanting().pairs() {
+            lost.remove(from, to);
+        }
+        for &(from, to) in lost.pairs() {
+            run.lost.insert(from, to);
+        }
         self.outstanding.retain(|(at, seq)| at != order || !numbers.contains(&seq));
         self.look(order);
-        lost
+        lost.count()
     }
 
     /// A message that [`next`](Self::next) named cannot be read from the journal any more: it is passed
@@ -434,6 +461,7 @@ impl Outbox {
             }
             let gained = depth.saturating_sub(run.depth());
             effect.confirmed = effect.confirmed.saturating_add(gained);
+            effect.found = effect.found.saturating_add(run.find());
             self.look(order);
             moved |= gained > 0 || untold;
         }
@@ -722,6 +750,23 @@ mod tests {
             outbox.acknowledged(&ack(OLD, 12, &[], "g"), s(1)),
             AckEffect { confirmed: 2, ..Default::default() }
         );
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_it_was_given_up_is_found_once() {
+        let mut outbox = outbox(6);
+        pump(&mut outbox, s(0));
+        outbox.acknowledged(&ack(RUN, 1, &[], "g"), s(0));
+        assert_eq!(outbox.gave_up(RUN, 1..=4), 3);
+        assert_eq!(outbox.acknowledged(&ack(RUN, 2, &[], "g"), s(1)).found, 1);
+        assert_eq!(outbox.acknowledged(&ack(RUN, 2, &[], "g"), s(1)).found, 0);
+        // A store that began anew says what it has again: that is no news of what was confirmed before it was given up.
+        assert_eq!(outbox.acknowledged(&ack(RUN, 2, &[], "g2"), s(2)).found, 0);
+        let mut told = ack(RUN, 6, &[], "g2");
+        told.epochs[0].lost = Ranges::from_pairs([(3, 4)]);
+        assert_eq!(outbox.acknowledged(&told, s(3)), AckEffect { confirmed: 2, ..Default::default() });
+        // Nor is it lost for ever.
+        assert_eq!(outbox.acknowledged(&ack(RUN, 6, &[], "g2"), s(4)).found, 2);
     }
 
     #[test]

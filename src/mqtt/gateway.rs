@@ -834,7 +834,14 @@ impl Gateway {
                         tracing::warn!("store {}: is new or was restored; everything held is sent again", ack.store);
                     }
                     self.health.acks_ignored = self.health.acks_ignored.saturating_add(effect.ignored);
-                    self.health.changed |= effect.confirmed > 0 && self.outbox.depth() == 0;
+                    if effect.found > 0 {
+                        tracing::info!(
+                            "{} messages that were called lost had been on their way: the store has them",
+                            effect.found
+                        );
+                        self.health.lost = self.health.lost.saturating_sub(effect.found);
+                    }
+                    self.health.changed |= effect.found > 0 || (effect.confirmed > 0 && self.outbox.depth() == 0);
                     if effect.confirmed > 0 {
                         (self.confirmed_at, self.unconfirmed_said) = (now, false);
                     }
