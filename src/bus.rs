@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    capture::Way,
     collect::{Gathered, What, now},
     config::{Address, ClockTrust, Mbus, Meter},
     mbus::{
@@ -36,6 +37,7 @@ use crate::{
     port::{self, PortError, Wire},
     pulse::Pulse,
     reading::{Clock, Info, Report},
+    tap::Tap,
 };
 
 /// A bus to be read.
@@ -57,6 +59,8 @@ pub struct Source {
     pub quiet: Duration,
     /// Its sign of life.
     pub pulse: Pulse,
+    /// Who wants its bytes, both ways.
+    pub tap: Tap,
 }
 
 /// The default of [`Source::quiet`]. Meters that are all absent do not answer either: it is no shorter than it need be.
@@ -85,6 +89,7 @@ pub struct Bus {
     /// Whether any byte came.
     spoke: bool,
     pulse: Pulse,
+    tap: Tap,
 }
 
 impl Bus {
@@ -100,12 +105,19 @@ impl Bus {
             byte_at: began,
             spoke: false,
             pulse: Pulse::default(),
+            tap: Tap::default(),
         })
     }
 
     /// Gives a sign of life at each turn of a job.
     pub fn with_pulse(mut self, pulse: &Pulse) -> Self {
         self.pulse = pulse.clone();
+        self
+    }
+
+    /// Says what it hears and sends at this tap.
+    pub fn with_tap(mut self, tap: &Tap) -> Self {
+        self.tap = tap.clone();
         self
     }
 
@@ -131,7 +143,9 @@ impl Bus {
         // What came while nobody listened is no answer to this.
         for _ in 0..64 {
             match tokio::time::timeout(Duration::ZERO, self.wire.read(&mut buffer)).await {
-                Ok(Ok(1..)) => {}
+                Ok(Ok(count @ 1..)) => {
+                    self.tap.bytes(Way::FromMeter, buffer.get(..count).unwrap_or_default()).await;
+                }
                 _ => break,
             }
         }
@@ -141,7 +155,10 @@ impl Bus {
             while let Some(action) = self.master.poll_action() {
                 match action {
                     Action::Send(bytes) => match tokio::time::timeout(STALLED, self.wire.write(&bytes)).await {
-                        Ok(sent) => sent.map_err(|error| self.broken(&error.to_string()))?,
+                        Ok(sent) => {
+                            sent.map_err(|error| self.broken(&error.to_string()))?;
+                            self.tap.bytes(Way::ToMeter, &bytes).await;
+                        }
                         Err(_) => return Err(self.broken("it takes no bytes")),
                     },
                     Action::Baud(baud) => {
@@ -159,7 +176,9 @@ impl Bus {
                     Ok(0) => return Err(self.broken("the other end closed it")),
                     Ok(count) => {
                         (self.byte_at, self.spoke) = (Instant::now(), true);
-                        self.master.handle_bytes(self.began.elapsed(), buffer.get(..count).unwrap_or_default());
+                        let bytes = buffer.get(..count).unwrap_or_default();
+                        self.tap.bytes(Way::FromMeter, bytes).await;
+                        self.master.handle_bytes(self.began.elapsed(), bytes);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(self.broken(&error.to_string())),
@@ -172,6 +191,22 @@ impl Bus {
     fn broken(&self, reason: &str) -> PortError {
         PortError::Broken { address: self.address.clone(), reason: reason.to_owned() }
     }
+}
+
+/// How the line of a bus is set, as installers write it.
+pub fn settings(baud: u32) -> String {
+    format!("{baud} 8E1")
+}
+
+/// A meter's report as the gateway gives it on: its time is when it was received, and the meter's own is a remark; under `address` it is
+/// exchanged for another meter.
+pub fn received(mut report: Report<String>, received_at: Moment, clock: Clock, address: Target) -> Report<String> {
+    let meter_time = report.measured_at.replace(received_at);
+    report.clock = clock;
+    let time = |at: Moment| -> Info { ("meter_time".into(), at.to_string().into()) };
+    report.info.extend(meter_time.map(time));
+    report.info.push(("address".into(), address.to_string().into()));
+    report
 }
 
 /// Reads a bus until the receiver of `out` is gone.
@@ -239,7 +274,8 @@ impl Reader {
             self.is_told = false;
             let error = match Bus::open(&self.source.bus.port, self.source.bus.baud).await {
                 Ok(bus) => {
-                    let mut bus = bus.with_pulse(&self.source.pulse);
+                    let mut bus = bus.with_pulse(&self.source.pulse).with_tap(&self.source.tap);
+                    self.source.tap.opened(&settings(self.source.bus.baud)).await;
                     // One that breaks again and again, or stands and is mute, is no news.
                     if !hollow && !matches!(self.trouble, Some(PortError::Mute { .. })) {
                         self.tell_open().await?;
@@ -400,13 +436,8 @@ impl Reader {
             Err(reason) => return Ok(Some(Trouble::Unreadable(reason))),
         };
         let received_at = Moment::utc(now());
-        let mut report = decoded.report.rename(|identity| identity.name(&self.source.gateway, &self.name));
-        let meter_time = report.measured_at.replace(received_at);
-        report.clock = self.clock;
-        let time = |at: Moment| -> Info { ("meter_time".into(), at.to_string().into()) };
-        report.info.extend(meter_time.map(time));
-        // Under which a meter is exchanged for another.
-        report.info.push(("address".into(), meter.address.to_string().into()));
+        let report = decoded.report.rename(|identity| identity.name(&self.source.gateway, &self.name));
+        let mut report = received(report, received_at, self.clock, meter.address);
         if let Some((most, unit)) = &meter.limit {
             self.source.judge.limit(&report.meter, *most, unit.clone());
         }
@@ -641,6 +672,7 @@ mod tests {
             memory: PathBuf::from("/nonexistent"),
             quiet: QUIET,
             pulse: Pulse::default(),
+            tap: Tap::default(),
         };
         let reader = Reader {
             clock: Clock::Gateway,

@@ -13,14 +13,16 @@ use jiff::Timestamp;
 use tokio::{io::AsyncReadExt, sync::mpsc, time::Instant};
 
 use crate::{
+    capture::Way,
     config::Address,
     mbus::Trouble,
     moment::Moment,
-    p1::{Dialect, Form, Key, LineEnds, Reader, Rejected, Transcript},
+    p1::{Accepted, Decoded, Dialect, Form, Key, LineEnds, Reader, Rejected, Transcript},
     plausible::Judge,
     port::{self, Kind, LineSettings, Port, PortError},
     pulse::Pulse,
     reading::{Clock, Report},
+    tap::Tap,
 };
 
 /// Something a port brought.
@@ -82,15 +84,6 @@ pub enum What {
     Ended,
 }
 
-/// How fast a file is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// As fast as it goes.
-    Unbounded,
-    /// This many times as fast as the telegrams' own times say.
-    Times(u32),
-}
-
 /// A P1 port to be read.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -106,12 +99,12 @@ pub struct Source {
     pub judge: Judge,
     /// The gateway's id, for meters that do not name themselves.
     pub gateway: Arc<str>,
-    /// For files.
-    pub pace: Pace,
     /// How long a port may be silent.
     pub patience: Patience,
     /// Its sign of life.
     pub pulse: Pulse,
+    /// Who wants its bytes.
+    pub tap: Tap,
 }
 
 /// How long a port may be silent.
@@ -145,18 +138,21 @@ impl Default for Patience {
 /// Reads a port until its input ends, or the receiver of `out` is gone. Cancel-safe at every byte: what
 /// was accepted has been sent.
 pub async fn collect(source: Source, out: mpsc::Sender<Gathered>) {
+    let Source { name, address, dialect, key, judge, gateway, patience, pulse, tap } = source;
     let mut reader = Collector {
-        reader: Reader::new(source.dialect, source.key.clone()),
-        said: HashMap::new(),
+        intake: Intake::new(name.clone(), gateway, dialect, key, judge),
+        name,
+        address,
+        patience,
+        pulse,
+        tap,
         received: None,
-        last_time: None,
         settings: LineSettings::Fast,
         proven: false,
         bytes: false,
         silent: 0,
         told: Told::Nothing,
         hollow: false,
-        source,
         out,
     };
     // Whoever does not listen any more has ended it.
@@ -202,15 +198,15 @@ enum Due {
 }
 
 struct Collector {
-    source: Source,
+    name: Arc<str>,
+    address: Address,
+    patience: Patience,
+    pulse: Pulse,
+    tap: Tap,
     out: mpsc::Sender<Gathered>,
-    reader: Reader,
-    /// The last report of each meter.
-    said: HashMap<String, Report<String>>,
+    intake: Intake,
     /// When the last telegram was received.
     received: Option<Timestamp>,
-    /// When the last telegram was made, for the pace.
-    last_time: Option<Moment>,
     settings: LineSettings,
     /// Whether a telegram was read with these settings.
     proven: bool,
@@ -227,12 +223,12 @@ struct Collector {
 impl Collector {
     async fn run(&mut self) -> Result<(), Gone> {
         loop {
-            self.source.pulse.beat();
-            if port::is_pipe(&self.source.address) {
-                self.source.pulse.say("waits for somebody to write into the pipe");
-                self.source.pulse.rest();
+            self.pulse.beat();
+            if port::is_pipe(&self.address) {
+                self.pulse.say("waits for somebody to write into the pipe");
+                self.pulse.rest();
             }
-            let ended = match port::open(&self.source.address, self.settings).await {
+            let ended = match port::open(&self.address, self.settings).await {
                 Ok(port) => {
                     // One that breaks again and again, or stands and is silent, is no news.
                     let is_open = match self.told {
@@ -244,6 +240,8 @@ impl Collector {
                         self.tell_open(port.kind).await?;
                     }
                     self.hollow = true;
+                    let settings = if port.kind == Kind::Serial { self.settings.name() } else { "" };
+                    self.tap.opened(settings).await;
                     self.read(port).await?
                 }
                 Err(error) => Ended::Lost(error),
@@ -256,7 +254,7 @@ impl Collector {
                     self.silent = self.silent.saturating_add(1);
                     // Both settings were tried: said once, until a telegram comes.
                     if self.silent == 2 {
-                        self.source.pulse.say("gives no telegram");
+                        self.pulse.say("gives no telegram");
                         self.told = Told::Silent;
                         self.send(What::Silent { bytes: self.bytes }).await?;
                     }
@@ -264,13 +262,13 @@ impl Collector {
                 Ended::Lost(error) => {
                     // Said once for each kind of trouble, not at each attempt.
                     if !matches!(&self.told, Told::Lost(said) if said.is_like(&error)) {
-                        self.source.pulse.say(error.to_string());
+                        self.pulse.say(error.to_string());
                         self.told = Told::Lost(error.clone());
                         self.silent = 0;
                         self.send(What::Lost(error)).await?;
                     }
-                    self.source.pulse.wait(self.source.patience.retry);
-                    tokio::time::sleep(self.source.patience.retry).await;
+                    self.pulse.wait(self.patience.retry);
+                    tokio::time::sleep(self.patience.retry).await;
                     if self.out.is_closed() {
                         return Err(Gone);
                     }
@@ -281,9 +279,9 @@ impl Collector {
 
     async fn send(&self, what: What) -> Result<(), Gone> {
         // The gateway answers for itself.
-        self.source.pulse.rest();
-        let sent = self.out.send(Gathered { port: self.source.name.clone(), what }).await;
-        self.source.pulse.beat();
+        self.pulse.rest();
+        let sent = self.out.send(Gathered { port: self.name.clone(), what }).await;
+        self.pulse.beat();
         sent.map_err(|_| Gone)
     }
 
@@ -295,13 +293,13 @@ impl Collector {
         }
         self.told = Told::Open(settings);
         let how = settings.map_or(String::new(), |settings| format!(" at {}", settings.name()));
-        self.source.pulse.say(format!("open{how}"));
+        self.pulse.say(format!("open{how}"));
         self.send(What::Opened(settings)).await
     }
 
     /// What is due next on a live port, and when. `opened`, and when the last telegram and the last byte came.
     fn due(&self, kind: Kind, opened: Instant, heard: Instant, byte_at: Instant) -> Option<(Instant, Due)> {
-        let Patience { trial, proven, quiet, steady, .. } = self.source.patience;
+        let Patience { trial, proven, quiet, steady, .. } = self.patience;
         let last = match kind {
             Kind::Finite => return None,
             Kind::Serial => (heard + if self.proven { proven } else { trial }, Due::Settings),
@@ -321,13 +319,13 @@ impl Collector {
         let opened = Instant::now();
         let (mut heard, mut byte_at) = (opened, opened);
         // Only files are written down in other forms.
-        self.source.judge.set_live(port.kind != Kind::Finite);
+        self.intake.judge.set_live(port.kind != Kind::Finite);
         let mut transcript = (port.kind == Kind::Finite).then(Transcript::new);
         loop {
             let bytes = port.bytes.read(&mut buffer);
             let read = match self.due(port.kind, opened, heard, byte_at) {
                 Some((at, due)) => {
-                    self.source.pulse.wait(at.saturating_duration_since(Instant::now()));
+                    self.pulse.wait(at.saturating_duration_since(Instant::now()));
                     match (tokio::time::timeout_at(at, bytes).await, due) {
                         (Ok(read), _) => read,
                         (Err(_), Due::Steady) => {
@@ -335,25 +333,25 @@ impl Collector {
                             continue;
                         }
                         (Err(_), Due::Quiet) => {
-                            self.source.pulse.say("silent");
+                            self.pulse.say("silent");
                             self.told = Told::Silent;
-                            let bytes = byte_at.elapsed() < self.source.patience.quiet / 2;
+                            let bytes = byte_at.elapsed() < self.patience.quiet / 2;
                             self.send(What::Quiet { bytes }).await?;
                             continue;
                         }
                         (Err(_), Due::Settings) => return Ok(Ended::Silent),
                         (Err(_), Due::Mute) => {
                             // A piece of a telegram does not go on in the next connection.
-                            self.reader.end();
+                            self.intake.end();
                             self.drain(port.kind).await?;
-                            let address = self.source.address.to_string();
-                            let seconds = self.source.patience.quiet.as_secs();
+                            let address = self.address.to_string();
+                            let seconds = self.patience.quiet.as_secs();
                             return Ok(Ended::Lost(PortError::Mute { address, seconds }));
                         }
                     }
                 }
                 None => {
-                    self.source.pulse.rest();
+                    self.pulse.rest();
                     bytes.await
                 }
             };
@@ -363,8 +361,8 @@ impl Collector {
                 Ok(count) => {
                     let read = buffer.get(..count).unwrap_or_default();
                     match &mut transcript {
-                        Some(transcript) => self.reader.push(&transcript.push(read)),
-                        None => self.reader.push(read),
+                        Some(transcript) => self.push(&transcript.push(read)).await,
+                        None => self.push(read).await,
                     }
                     self.bytes = true;
                     byte_at = Instant::now();
@@ -377,17 +375,17 @@ impl Collector {
                 if let Some(transcript) = &mut transcript {
                     // What was read before the end.
                     self.drain(port.kind).await?;
-                    self.reader.push(&transcript.end());
+                    self.push(&transcript.end()).await;
                     let (form, left_out) = (transcript.form().unwrap_or(Form::Raw), transcript.left_out());
                     if form != Form::Raw {
                         self.send(What::ReadAs { form, left_out }).await?;
                     }
                 }
-                self.reader.end();
+                self.intake.end();
             }
             if self.drain(port.kind).await? {
                 heard = Instant::now();
-                self.source.pulse.moved();
+                self.pulse.moved();
                 (self.proven, self.bytes, self.silent, self.hollow) = (true, false, 0, false);
             }
             if let Some(ended) = ended {
@@ -396,34 +394,28 @@ impl Collector {
         }
     }
 
+    async fn push(&mut self, bytes: &[u8]) {
+        self.intake.push(bytes);
+        if !bytes.is_empty() {
+            self.tap.bytes(Way::FromMeter, bytes).await;
+        }
+    }
+
     fn broken(&self, reason: &str) -> PortError {
-        PortError::Broken { address: self.source.address.to_string(), reason: reason.to_owned() }
+        PortError::Broken { address: self.address.to_string(), reason: reason.to_owned() }
     }
 
     /// Sends on what the framer has. Returns whether a telegram was accepted.
     async fn drain(&mut self, kind: Kind) -> Result<bool, Gone> {
         let mut accepted = false;
-        while let Some(piece) = self.reader.poll() {
+        while let Some(piece) = self.intake.poll() {
             match piece {
                 Ok(telegram) => {
                     accepted = true;
                     self.tell_open(kind).await?;
                     let restored = telegram.line_ends == LineEnds::Restored;
-                    let decoded = telegram.decoded;
-                    self.keep_pace(decoded.reports.first().and_then(|report| report.measured_at)).await;
                     let received_at = self.received_at(kind != Kind::Finite);
-                    let (gateway, name) = (self.source.gateway.clone(), self.source.name.clone());
-                    let mut reports = Vec::with_capacity(decoded.reports.len());
-                    let mut clock_off = None;
-                    for report in decoded.reports {
-                        let mut report = report.rename(|identity| identity.name(&gateway, &name));
-                        clock_off = clock_off.or(self.source.judge.clock_error(&report, received_at));
-                        // What is said again proves nothing.
-                        if self.is_news(&report) {
-                            self.source.judge.judge(&mut report, received_at);
-                            reports.push(report);
-                        }
-                    }
+                    let (reports, clock_off) = self.intake.take(telegram.decoded, received_at);
                     self.send(What::Telegram { reports, received_at, restored }).await?;
                     if let Some(minutes) = clock_off {
                         self.send(What::ClockOff(minutes)).await?;
@@ -451,17 +443,56 @@ impl Collector {
         self.received = Some(received);
         Moment::utc(received)
     }
+}
 
-    async fn keep_pace(&mut self, time: Option<Moment>) {
-        let Pace::Times(times) = self.source.pace else { return };
-        let Some(time) = time else { return };
-        let gap = self.last_time.replace(time).map(|last| time.since(last));
-        // A jump of the clock is not waited for.
-        if let Some(gap) =
-            gap.and_then(|gap| Duration::try_from(gap).ok()).filter(|gap| *gap <= Duration::from_secs(3600))
-        {
-            tokio::time::sleep(gap / times.max(1)).await;
+/// Makes of the bytes of a P1 port what the gateway takes: reports under their meters' names, those that say nothing new left out, and
+/// readings that are not believed flagged.
+#[derive(Debug)]
+pub struct Intake {
+    name: Arc<str>,
+    gateway: Arc<str>,
+    reader: Reader,
+    judge: Judge,
+    /// The last report of each meter.
+    said: HashMap<String, Report<String>>,
+}
+
+impl Intake {
+    /// Of this port, at this gateway; both name meters that do not name themselves.
+    pub fn new(name: Arc<str>, gateway: Arc<str>, dialect: Option<Dialect>, key: Option<Key>, judge: Judge) -> Self {
+        Self { name, gateway, reader: Reader::new(dialect, key), judge, said: HashMap::new() }
+    }
+
+    /// Adds bytes. Call [`poll`](Intake::poll) until it returns None before the next push.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.reader.push(bytes);
+    }
+
+    /// Says that no more bytes come for now, as [`Reader::end`].
+    pub fn end(&mut self) {
+        self.reader.end();
+    }
+
+    /// The next telegram, or what is none; None when more bytes are needed.
+    pub fn poll(&mut self) -> Option<Result<Accepted, Rejected>> {
+        self.reader.poll()
+    }
+
+    /// What a telegram that was received then says that is new; and how many minutes the meter's clock stands behind, where that is
+    /// news, as [`What::ClockOff`].
+    pub fn take(&mut self, decoded: Decoded, received_at: Moment) -> (Vec<Report<String>>, Option<i64>) {
+        let mut reports = Vec::with_capacity(decoded.reports.len());
+        let mut clock_off = None;
+        for report in decoded.reports {
+            let mut report = report.rename(|identity| identity.name(&self.gateway, &self.name));
+            clock_off = clock_off.or(self.judge.clock_error(&report, received_at));
+            // What is said again proves nothing.
+            if self.is_news(&report) {
+                self.judge.judge(&mut report, received_at);
+                reports.push(report);
+            }
         }
+        (reports, clock_off)
     }
 
     /// Whether a report says more than the last of its meter.
@@ -528,9 +559,9 @@ mod tests {
             key: None,
             judge: Judge::default(),
             gateway: "gw-1".into(),
-            pace: Pace::Unbounded,
             patience,
             pulse: Pulse::default(),
+            tap: Tap::default(),
         };
         let (out, gathered) = mpsc::channel(256);
         tokio::spawn(collect(source, out));

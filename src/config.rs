@@ -42,6 +42,9 @@ pub struct Config {
     /// `[journal]`.
     #[serde(default)]
     pub journal: Journal,
+    /// `[control]`.
+    #[serde(default)]
+    pub control: Control,
 }
 
 /// `[gateway]`: who this process is.
@@ -169,6 +172,25 @@ impl Default for Journal {
             keep_free: 128 << 20,
             sync: Duration::from_secs(10),
         }
+    }
+}
+
+/// `[control]`: where the running daemon answers other programs of this machine.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Control {
+    /// The socket; empty: none; by default [`Control::DEFAULT`], where its directory is there.
+    pub path: Option<PathBuf>,
+}
+
+impl Control {
+    /// Where the socket is by default.
+    pub const DEFAULT: &str = "/run/meterkast/control.sock";
+
+    /// Where the socket is to be, if anywhere.
+    pub fn socket(&self) -> Option<&Path> {
+        let path = self.path.as_deref().unwrap_or(Path::new(Self::DEFAULT));
+        (!path.as_os_str().is_empty()).then_some(path)
     }
 }
 

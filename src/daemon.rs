@@ -12,9 +12,9 @@ use tokio::{
 };
 
 use crate::{
-    bus,
-    collect::{self, Gathered, Pace, Patience, Source},
-    config::{self, BrokerUrl, Config},
+    bus, capture,
+    collect::{self, Gathered, Patience, Source},
+    config::{self, Address, BrokerUrl, Config},
     journal::JournalError,
     mqtt::{
         broker::{self, BrokerError},
@@ -27,6 +27,7 @@ use crate::{
     pulse::{Pulse, Pulses},
     reading::Report,
     store,
+    tap::Tap,
 };
 
 /// How the roles are to behave.
@@ -76,6 +77,7 @@ pub struct Daemon {
     keys: Vec<Option<Key>>,
     /// The last reports before this start.
     recent: Vec<Report<String>>,
+    taps: Vec<Tap>,
 }
 
 /// How long a task may take from one turn to the next: an SD card that tidies itself up takes some seconds, so this is far
@@ -146,6 +148,7 @@ impl Daemon {
             drains: manner.drain.is_some(),
             keys,
             recent,
+            taps: Vec::new(),
         })
     }
 
@@ -180,9 +183,9 @@ impl Daemon {
                 key: self.keys.get(index).cloned().flatten(),
                 judge: self.judge(config, port),
                 gateway: self.gateway_id.clone(),
-                pace: Pace::Unbounded,
                 patience: Patience::default(),
                 pulse: self.pulses.add(Pulse::new(port.name.as_str(), PAUSE)),
+                tap: self.tap(port.name.as_str(), capture::Wire::P1, &port.port),
             };
             self.ports.spawn(collect::collect(source, input.clone()));
         }
@@ -201,10 +204,22 @@ impl Daemon {
                 memory: config.journal.path.clone(),
                 quiet: bus::QUIET,
                 pulse: self.pulses.add(Pulse::new(bus.name.as_str(), PAUSE)),
+                tap: self.tap(bus.name.as_str(), capture::Wire::Mbus, &bus.port),
             };
             self.ports.spawn(bus::read(source, input.clone()));
         }
         self.pulses.append(roles);
+    }
+
+    fn tap(&mut self, name: &str, wire: capture::Wire, address: &Address) -> Tap {
+        let tap = Tap::new(name, wire, &address.to_string());
+        self.taps.push(tap.clone());
+        tap
+    }
+
+    /// The taps of the ports, once these are read.
+    pub fn taps(&self) -> &[Tap] {
+        &self.taps
     }
 
     /// The signs of life of all that was started, the ports among them once they are read.

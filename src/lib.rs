@@ -26,6 +26,8 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod pulse;
 #[cfg(feature = "daemon")]
+pub mod tap;
+#[cfg(feature = "daemon")]
 pub mod port;
 #[cfg(feature = "daemon")]
 pub mod collect;
@@ -37,6 +39,8 @@ pub mod journal;
 pub mod mqtt;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+pub mod control;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 #[cfg(feature = "daemon")]

@@ -85,6 +85,11 @@ impl Moment {
         self.instant.as_second().div_euclid(900)
     }
 
+    /// So much later, by a clock that stands at the same offset. None when no calendar has that.
+    pub fn shifted(self, by: SignedDuration) -> Option<Self> {
+        Some(Self { instant: self.instant.checked_add(by).ok()?, offset: self.offset })
+    }
+
     /// Time from `earlier` to this instant; negative when `earlier` is later.
     pub fn since(self, earlier: Self) -> SignedDuration {
         self.instant.duration_since(earlier.instant)

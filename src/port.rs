@@ -191,6 +191,11 @@ pub fn is_pipe(address: &Address) -> bool {
     matches!(address, Address::Path(path) if std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()))
 }
 
+/// Whether a path is a device, as opposed to a file or a pipe; one that is not there is taken for one that will be.
+pub fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |found| found.file_type().is_char_device())
+}
+
 /// A line that bytes go both ways over: to the converter of a bus.
 #[derive(Debug)]
 pub enum Wire {

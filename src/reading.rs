@@ -5,6 +5,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use jiff::SignedDuration;
+
 use crate::{
     moment::Moment,
     unit::{Decimal, Unit},
@@ -336,6 +338,16 @@ pub struct Report<M = Identity> {
 }
 
 impl<M> Report<M> {
+    /// Moves every time in it by so much: its own, those of set days and of events. What stands in texts is not moved; a time that no
+    /// calendar has stays as it is.
+    pub fn shift(&mut self, by: SignedDuration) {
+        let readings = self.readings.iter_mut().map(|reading| &mut reading.at);
+        let events = self.events.iter_mut().map(|event| &mut event.end);
+        for at in readings.chain(events).chain([&mut self.measured_at]).flatten() {
+            *at = at.shifted(by).unwrap_or(*at);
+        }
+    }
+
     /// The same report under another name for its meter.
     pub fn rename<N>(self, name: impl FnOnce(M) -> N) -> Report<N> {
         Report {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tokio_serial::SerialStream;
 
-use super::{Failure, Folder, Format, Outcome, asked_to_end, readings, simulate};
+use super::{Failure, Folder, Format, Outcome, asked_to_end, readings, simulate, terminal};
 use crate::{
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
@@ -59,8 +59,8 @@ commit = "2s"
 
 pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
-    let (mut meter, _, p1) = simulate::terminal()?;
-    let (wire, theirs, mbus) = simulate::terminal()?;
+    let (mut meter, _, p1) = terminal::terminal()?;
+    let (wire, theirs, mbus) = terminal::terminal()?;
     let bus = bus(arguments.seed)?;
     let database = folder.path.join("meterkast.db");
     let config = config(&p1, &mbus, &folder, &database);

@@ -20,7 +20,8 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::{
     capture::{self, BadLine, Chunk, Entry, Opening, Wire},
-    p1::{Form, Transcript},
+    mbus,
+    p1::{self, Form, Transcript},
 };
 
 /// What an input holds next.
@@ -257,6 +258,42 @@ impl Iterator for Input {
                 return Some(Ok(Event::Bytes(bytes)));
             }
         }
+    }
+}
+
+/// The beginning of the bytes of a port, while it is not known what is spoken there.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    /// The bytes, but for those that were given up.
+    pub(super) held: Vec<u8>,
+    /// How far in `held` nothing begins.
+    looked: usize,
+    /// How many bytes before `held` were given up.
+    pub(super) skipped: u64,
+}
+
+impl Doubt {
+    /// More noise than that before the first header is told of, but not kept.
+    const MOST: usize = 64 * 1024;
+
+    /// Adds bytes; returns what begins first, if anything does: a P1 header, or the four bytes that an M-Bus frame begins with.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Wire> {
+        self.held.extend_from_slice(bytes);
+        while let Some(rest) = self.held.get(self.looked..).filter(|rest| !rest.is_empty()) {
+            match (p1::begins(rest), mbus::begins(rest)) {
+                (Some(true), _) => return Some(Wire::P1),
+                (_, Some(true)) => return Some(Wire::Mbus),
+                (Some(false), Some(false)) => self.looked = self.looked.saturating_add(1),
+                // More bytes are needed.
+                _ => break,
+            }
+        }
+        if self.looked > Self::MOST {
+            self.held.drain(..self.looked);
+            self.skipped = self.skipped.saturating_add(self.looked as u64);
+            self.looked = 0;
+        }
+        None
     }
 }
 

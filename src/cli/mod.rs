@@ -10,12 +10,14 @@ mod dump;
 mod input;
 mod mbus;
 mod readings;
+mod record;
 mod replay;
 mod run;
 mod scan;
 mod simulate;
 mod status;
 mod table;
+mod terminal;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -48,6 +50,8 @@ enum Command {
     Check(check::Arguments),
     /// Print what telegrams of P1 and M-Bus meters say
     Decode(decode::Arguments),
+    /// Write down what a port brings, byte for byte, with the time: a capture
+    Record(record::Arguments),
     /// Send a capture the whole way, and wait until it is stored
     Replay(replay::Arguments),
     /// Print the registers at a moment
@@ -129,6 +133,7 @@ pub fn main() -> ExitCode {
             Command::Status(arguments) => status::status(arguments).await,
             Command::Check(arguments) => check::check(&arguments),
             Command::Decode(arguments) => decode::decode(&arguments),
+            Command::Record(arguments) => record::record(arguments).await,
             Command::Replay(arguments) => replay::replay(arguments).await,
             Command::Readings(arguments) => readings::readings(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,

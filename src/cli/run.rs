@@ -10,10 +10,12 @@ use std::{
 };
 
 use sd_notify::NotifyState;
+use tokio::task::JoinHandle;
 
 use super::{Failure, Outcome, asked_to_end};
 use crate::{
     config::Config,
+    control::{self, BindError, Control},
     daemon::{Daemon, Manner},
     pulse::Pulses,
 };
@@ -38,6 +40,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let gateway = config.has_ports().then(|| format!("gateway {}", daemon.gateway_id));
     let store = config.store.as_ref().map(|store| format!("store {}", store.id.as_str()));
     let roles: Vec<String> = [gateway, store].into_iter().flatten().collect();
+    let control = answer(&config, &daemon);
     tracing::info!("meterkast {} runs as {}", env!("CARGO_PKG_VERSION"), roles.join(" and "));
     tokio::select! {
         () = keep_told(daemon.pulses()) => {}
@@ -46,7 +49,29 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     tracing::info!("stopping");
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     daemon.stop().await;
+    if let Some(control) = control {
+        // Its socket goes with it.
+        control.abort();
+        let _ = control.await;
+    }
     Ok(Outcome::Well)
+}
+
+/// Answers at the control socket, where there is to be one. Without it the daemon does its work all the same.
+fn answer(config: &Config, daemon: &Daemon) -> Option<JoinHandle<()>> {
+    let path = config.control.socket()?;
+    match Control::bind(path) {
+        Ok(control) => Some(tokio::spawn(control.serve(control::router(daemon.taps().to_vec())))),
+        Err(error) => {
+            let is_default = config.control.path.is_none();
+            if is_default && (matches!(error, BindError::NoDirectory(_)) || error.is_denied()) {
+                tracing::debug!("no control socket: {error}");
+            } else {
+                tracing::warn!("no control socket: {error}");
+            }
+            None
+        }
+    }
 }
 
 /// Without systemd there is nobody to tell.

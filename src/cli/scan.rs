@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{Failure, Outcome, Output, asked_to_end};
 use crate::{
     bus::{self, Bus},
-    collect::{self, Pace, Patience, What},
+    collect::{self, Patience, What},
     config::{Address, TIMEOUTS, parse_duration},
     mbus::{
         self, Pattern, Secondary, Target, Timing,
@@ -21,6 +21,7 @@ use crate::{
     plausible::Judge,
     pulse::Pulse,
     reading::{Medium, Report, escape},
+    tap::Tap,
 };
 
 #[derive(Debug, clap::Args)]
@@ -142,9 +143,9 @@ async fn listen(port: &Address) -> Result<Option<String>, Failure> {
         key: None,
         judge: Judge::default(),
         gateway: "scan".into(),
-        pace: Pace::Unbounded,
         patience: Patience::default(),
         pulse: Pulse::default(),
+        tap: Tap::default(),
     };
     let reading = tokio::spawn(collect::collect(source, out));
     let telegram = async {

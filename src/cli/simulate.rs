@@ -1,10 +1,6 @@
 //! `simulate`: virtual meters on a pseudo-terminal, for other programs to read.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -13,7 +9,10 @@ use tokio::{
 };
 use tokio_serial::{SerialPort, SerialStream};
 
-use super::{Failure, Outcome, asked_to_end};
+use super::{
+    Failure, Outcome, asked_to_end,
+    terminal::{Link, terminal},
+};
 use crate::{
     moment::Moment,
     simulate::{Bus, bus::Description},
@@ -60,7 +59,7 @@ pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
     };
     let bus = bus(&text, &file)?;
     let (stream, theirs, path) = terminal()?;
-    let _link = arguments.link.map(|link| Link::new(link, &path)).transpose()?;
+    let _link = arguments.link.map(|link| Link::new("--link", link, &path)).transpose()?;
     let meters = if bus.slaves().len() == 1 { "1 meter".to_owned() } else { format!("{} meters", bus.slaves().len()) };
     eprintln!("{meters} on {path}; Ctrl-C ends it.");
     for slave in bus.slaves() {
@@ -84,18 +83,9 @@ pub(super) fn bus(text: &str, file: &str) -> Result<Bus, Failure> {
     Bus::new(description, Moment::utc(Timestamp::now())).map_err(|error| Failure::usage(format!("{file}: {error}")))
 }
 
-/// Both ends of a pseudo-terminal, and the path at which others open theirs.
-pub(super) fn terminal() -> Result<(SerialStream, SerialStream, String), Failure> {
-    let failed = |error: tokio_serial::Error| Failure::world(format!("no pseudo-terminal: {error}"));
-    let (ours, theirs) = SerialStream::pair().map_err(failed)?;
-    let path = theirs.name().ok_or_else(|| Failure::world("the pseudo-terminal has no name"))?;
-    Ok((ours, theirs, path))
-}
-
 /// Lets a bus answer whoever opens the other end, each byte at its time. Does not end by itself.
 ///
-/// `_theirs` stays open all the time: when the last one closes that end, our end has hung up, and from then on
-/// tokio reads it without rest, even when the next one has opened it.
+/// `_theirs` stays open all the time: see [`terminal`].
 pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream, _theirs: SerialStream) -> Result<(), Failure> {
     let began = Instant::now();
     let mut buffer = [0u8; 512];
@@ -120,37 +110,6 @@ pub(super) async fn serve(mut bus: Bus, mut stream: SerialStream, _theirs: Seria
                 // Who does not read misses it, as on a wire.
                 let _ = tokio::time::timeout(Duration::from_millis(50), stream.write_all(&bytes)).await;
             }
-        }
-    }
-}
-
-/// A symbolic link that goes with this.
-struct Link {
-    link: PathBuf,
-    target: String,
-}
-
-impl Link {
-    fn new(link: PathBuf, target: &str) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::usage(format!("--link {}: {error}", link.display()));
-        // One that a killed run left behind leads nowhere, and is replaced; anything else is not.
-        let there = link.symlink_metadata().is_ok();
-        if there && link.read_link().is_ok_and(|to| to.starts_with("/dev/pts")) && !link.exists() {
-            std::fs::remove_file(&link).map_err(failed)?;
-        } else if there {
-            let link = link.display();
-            return Err(Failure::usage(format!("--link {link}: is there already: choose another name, or remove it")));
-        }
-        std::os::unix::fs::symlink(Path::new(target), &link).map_err(failed)?;
-        Ok(Self { link, target: target.to_owned() })
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        // It may be gone, or another's.
-        if self.link.read_link().is_ok_and(|to| to == Path::new(&self.target)) {
-            let _ = std::fs::remove_file(&self.link);
         }
     }
 }
