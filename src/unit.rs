@@ -115,6 +115,16 @@ impl Decimal {
         Self::new(self.mantissa.checked_mul(factor.mantissa)?, self.scale.checked_add(factor.scale)?)
     }
 
+    /// The exact difference, with the decimals of the finer of both. None when it needs more than 18 digits.
+    pub fn minus(self, other: Self) -> Option<Self> {
+        let scale = self.scale.max(other.scale);
+        let at_scale = |value: Self| {
+            let factor = 10i64.checked_pow(scale.checked_sub(value.scale)?.into())?;
+            value.mantissa.checked_mul(factor)
+        };
+        Self::new(at_scale(self)?.checked_sub(at_scale(other)?)?, scale)
+    }
+
     /// Whether both are the same amount, however many decimals they are written with.
     pub fn same_amount(self, other: Self) -> bool {
         let (fine, coarse) = if self.scale >= other.scale { (self, other) } else { (other, self) };
@@ -329,6 +339,13 @@ mod tests {
     fn amounts_compare_across_decimals() {
         let amount = |text: &str| Decimal::parse(text.as_bytes()).unwrap();
         assert!(amount("1.50").same_amount(amount("1.5")));
+        for (after, before, difference) in
+            [("1.50", "1.4", "0.10"), ("7", "10.001", "-3.001"), ("0.000", "0", "0.000"), ("-2", "-5", "3")]
+        {
+            assert_eq!(amount(after).minus(amount(before)).unwrap().to_string(), difference);
+        }
+        assert_eq!(amount("999999999999999999").minus(amount("-1")), None);
+        assert_eq!(amount("999999999999").minus(amount("0.0000001")), None);
         assert!(!amount("1.51").same_amount(amount("1.5")));
     }
 }

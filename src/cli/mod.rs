@@ -6,6 +6,7 @@
 mod check;
 mod decode;
 mod demo;
+mod diff;
 mod dump;
 mod input;
 mod mbus;
@@ -52,6 +53,8 @@ enum Command {
     Decode(decode::Arguments),
     /// Write down what a port brings, byte for byte, with the time: a capture
     Record(record::Arguments),
+    /// What two telegrams of the same meters say otherwise, register by register
+    Diff(diff::Arguments),
     /// Send a capture the whole way, and wait until it is stored
     Replay(replay::Arguments),
     /// Print the registers at a moment
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
             Command::Check(arguments) => check::check(&arguments),
             Command::Decode(arguments) => decode::decode(&arguments),
             Command::Record(arguments) => record::record(arguments).await,
+            Command::Diff(arguments) => diff::diff(&arguments),
             Command::Replay(arguments) => replay::replay(arguments).await,
             Command::Readings(arguments) => readings::readings(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,

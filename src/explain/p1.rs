@@ -591,7 +591,7 @@ fn role(meaning: Option<Meaning>, index: usize, content: &[u8]) -> Role {
         Some(Meaning::FailureLog) => match index {
             0 => Role::Plain("count"),
             1 => Role::Code,
-            _ => timed(index % 2 == 0),
+            _ => timed(index.is_multiple_of(2)),
         },
         Some(Meaning::PeakHistory(_)) => match index {
             0 => Role::Plain("count"),

@@ -16,6 +16,7 @@ mod cli;
 mod configs;
 mod corpus;
 mod differential;
+mod explain;
 mod fixtures;
 mod gateway_faults;
 mod house;
