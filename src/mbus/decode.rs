@@ -91,7 +91,23 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// A short name, for counters.
+    /// Every short name, each once.
+    pub const KINDS: [&'static str; 12] = [
+        "checksum",
+        "frame",
+        "not_an_answer",
+        "application_error",
+        "alarm",
+        "control_information",
+        "header",
+        "record",
+        "encrypted",
+        "other_meter",
+        "unfinished",
+        "endless",
+    ];
+
+    /// A short name for counters, one of [`Reason::KINDS`].
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Frame(FrameError::Checksum { .. }) => "checksum",

@@ -127,7 +127,22 @@ impl Reason {
         )
     }
 
-    /// A short name for counters.
+    /// Every short name, each once.
+    pub const KINDS: [&'static str; 11] = [
+        "fragment",
+        "truncated",
+        "too-long",
+        "crc-mismatch",
+        "other-crc",
+        "encrypted",
+        "wrong-key",
+        "seal-broken",
+        "replayed",
+        "crc-missing",
+        "empty",
+    ];
+
+    /// A short name for counters, one of [`Reason::KINDS`].
     pub const fn kind(self) -> &'static str {
         match self {
             Self::Fragment => "fragment",

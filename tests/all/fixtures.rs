@@ -1,30 +1,96 @@
 //! Each fixture against its `.expected`, whose form `fixtures/README.md` describes.
 //! `METERKAST_BLESS=1` writes what the decoder makes of the fixture instead of comparing.
+//!
+//! And what the fixtures are of: every dialect, every medium and every fault that can be met on a wire.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::PathBuf,
+};
 
 use meterkast::{
     mbus::{self, Answer, Frame, Item, Records, Stream},
-    p1::{LineEnds, Piece, Tail, Telegram, Transcript, Writer, decode},
+    p1::{self, Dialect, Key, LineEnds, Piece, Reader, Tail, Telegram, Transcript, Writer, decode},
     payload,
-    reading::{Identity, Report},
+    reading::{Identity, Medium, Report},
 };
 
-use crate::samples::{Sample, corpus, files, fixtures, mbus_fixtures, read, root};
+use crate::{
+    parts::meterkast,
+    samples::{Sample, corpus, files, fixtures, mbus_fixtures, read, root},
+};
 
 /// A line as `meterkast decode` prints it of a meter on a port of this name.
 fn line(report: Report, port: &str) -> String {
     payload::decoded(&report.rename(|meter: Identity| meter.name("decode", port))) + "\n"
 }
 
-/// What `meterkast decode` prints of a file that comes in on a port named `p1`.
-fn decoded(sample: &Sample) -> String {
-    let mut lines = String::new();
-    read([&sample.bytes[..]], |outcome| match outcome {
-        Ok((_, decoded)) => lines.extend(decoded.reports.into_iter().map(|report| line(report, "p1"))),
-        Err(rejected) => writeln!(lines, "! {}: {}", rejected.offset, rejected.reason.kind()).unwrap(),
+/// The name of a fixture without all that stands behind its first dot.
+fn stem(name: &str) -> &str {
+    name.split('.').next().unwrap()
+}
+
+/// A file beside a fixture, where there is one.
+fn beside(folder: &str, name: &str, extension: &str) -> Option<String> {
+    let path = root().join("fixtures").join(folder).join(name).with_extension(extension);
+    path.exists().then(|| fs::read_to_string(path).unwrap())
+}
+
+/// The reader of a fixture: with the dialect and the key that stand beside it.
+fn reader(folder: &str, name: &str) -> Reader {
+    let dialect = beside(folder, name, "dialect").map(|named| {
+        let known = Dialect::NAMES.iter().find(|(name, _)| *name == named.trim());
+        known.unwrap_or_else(|| panic!("{name} names the dialect {named}")).1
     });
+    Reader::new(dialect, beside(folder, name, "key").map(|key| Key::from_text(&key).unwrap()))
+}
+
+/// Reads a fixture of P1 as a whole.
+fn accepted_and_rejected(folder: &str, sample: &Sample) -> Vec<Result<p1::Accepted, p1::Rejected>> {
+    let mut reader = reader(folder, &sample.name);
+    reader.push(&sample.bytes);
+    reader.end();
+    std::iter::from_fn(|| reader.poll()).collect()
+}
+
+/// What `meterkast decode` prints of a file that comes in on a port named `p1`.
+fn decoded(folder: &str, sample: &Sample) -> String {
+    let mut lines = String::new();
+    for outcome in accepted_and_rejected(folder, sample) {
+        match outcome {
+            Ok(accepted) => lines.extend(accepted.decoded.reports.into_iter().map(|report| line(report, "p1"))),
+            Err(p1::Rejected { offset, reason, .. }) => {
+                writeln!(lines, "! {offset}: {}: {reason}", reason.kind()).unwrap();
+            }
+        }
+    }
     lines
+}
+
+/// Encrypted telegrams.
+fn sealed() -> Vec<Sample> {
+    named("sealed", "bin")
+}
+
+/// The files of a folder that end so, in the order of their names.
+fn named(folder: &str, end: &str) -> Vec<Sample> {
+    let folder = root().join("fixtures").join(folder);
+    let paths = files(&folder, end);
+    let name = |path: &PathBuf| path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
+    paths.iter().map(|path| Sample { name: name(path), bytes: fs::read(path).unwrap() }).collect()
+}
+
+/// What `meterkast decode` prints of a capture, and behind that what it complains of.
+fn decoded_capture(sample: &Sample) -> String {
+    let path = root().join("fixtures/captures").join(&sample.name).to_str().unwrap().to_owned();
+    let ended = meterkast(&["decode", &path], b"");
+    let complaints = ended.stderr.lines().map(|line| {
+        let complaint = line.strip_prefix(&path).unwrap_or_else(|| panic!("{line} does not name its file"));
+        format!("! {}\n", complaint.strip_prefix(':').unwrap().trim_start())
+    });
+    [ended.stdout.clone(), complaints.collect()].concat()
 }
 
 /// The bytes on the bus that a fixture of hex digits stands for.
@@ -43,7 +109,9 @@ fn decoded_mbus(sample: &Sample) -> String {
     while let Some(outcome) = stream.poll() {
         match outcome {
             Ok(piece) => lines.push_str(&line(piece.decoded.report, "mbus")),
-            Err(rejected) => writeln!(lines, "! {}: {}", rejected.offset, rejected.reason.kind()).unwrap(),
+            Err(mbus::Rejected { offset, reason, .. }) => {
+                writeln!(lines, "! {offset}: {}: {reason}", reason.kind()).unwrap();
+            }
         }
     }
     lines
@@ -82,10 +150,13 @@ fn difference(expected: &str, decoded: &str) -> Option<String> {
 fn are_decoded_as_expected() {
     let bless = std::env::var_os("METERKAST_BLESS").is_some_and(|value| value == "1");
     let mut complaints = String::new();
-    let p1 = fixtures().into_iter().map(|sample| ("p1", decoded(&sample), sample));
+    let p1 = fixtures().into_iter().map(|sample| ("p1", decoded("p1", &sample), sample));
+    let sealed = sealed().into_iter().map(|sample| ("sealed", decoded("sealed", &sample), sample));
     let mbus = mbus_fixtures().into_iter().map(|sample| ("mbus", decoded_mbus(&sample), sample));
-    for (folder, decoded, sample) in p1.chain(mbus) {
-        let path = root().join("fixtures").join(folder).join(&sample.name).with_extension("expected");
+    let captures = named("captures", "jsonl").into_iter().chain(named("captures", "gz"));
+    let captures = captures.map(|sample| ("captures", decoded_capture(&sample), sample));
+    for (folder, decoded, sample) in p1.chain(sealed).chain(mbus).chain(captures) {
+        let path = root().join("fixtures").join(folder).join(stem(&sample.name)).with_extension("expected");
         if bless {
             fs::write(path, decoded).unwrap();
         } else if !path.exists() {
@@ -182,28 +253,118 @@ fn frames_print_back() {
     assert!(written >= 40, "only {written} frames were written back");
 }
 
-#[test]
-fn have_no_expectation_without_a_file() {
-    for (folder, extension) in [("p1", "txt"), ("mbus", "hex")] {
-        let stems = |extension| -> BTreeSet<_> {
-            let found = files(&root().join("fixtures").join(folder), extension);
-            found.iter().map(|path| path.with_extension("")).collect()
-        };
-        let (telegrams, expectations) = (stems(extension), stems("expected"));
-        assert_eq!(expectations.difference(&telegrams).collect::<Vec<_>>(), Vec::<&std::path::PathBuf>::new());
-    }
-}
-
-/// Each fixture has its line in the README, and each line its fixture.
+/// Each fixture has its line in the README, each line its fixture, and nothing else lies there but what is beside them.
 #[test]
 fn are_all_described() {
     let text = fs::read_to_string(root().join("fixtures/README.md")).unwrap();
-    let (_, described) = text.split_once("## M-Bus").unwrap();
-    let described: BTreeSet<&str> =
-        described.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0)).collect();
-    let fixtures = mbus_fixtures();
-    let names: BTreeSet<&str> = fixtures.iter().map(|sample| sample.name.strip_suffix(".hex").unwrap()).collect();
-    assert_eq!(described, names);
+    let mut described = BTreeSet::new();
+    let mut folder = None;
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            // `## P1 (`p1/*.txt`)`
+            folder = heading.split_once("(`").and_then(|(_, rest)| rest.split_once("`)")).map(|(pattern, _)| pattern);
+        } else if let (Some(pattern), Some(row)) = (folder, line.strip_prefix("| `")) {
+            let name = row.split_once('`').unwrap().0;
+            assert!(described.insert(pattern.replace('*', name)), "{name} has two lines");
+        }
+    }
+    let mut there = BTreeSet::new();
+    for path in files(&root().join("fixtures"), "") {
+        there.insert(path.strip_prefix(root().join("fixtures")).unwrap().to_str().unwrap().to_owned());
+    }
+    let beside = |path: &&String| {
+        let (stem, extension) = path.rsplit_once('.').unwrap();
+        let of = match extension {
+            "dialect" => &["txt"][..],
+            "key" => &["bin"],
+            "expected" => &["txt", "bin", "hex", "jsonl", "jsonl.gz"],
+            _ => return false,
+        };
+        of.iter().any(|of| there.contains(&format!("{stem}.{of}")))
+    };
+    let fixtures: BTreeSet<String> = there.iter().filter(|path| !beside(path) && path.contains('/')).cloned().collect();
+    let nowhere: Vec<&String> = described.difference(&fixtures).collect();
+    let without_line: Vec<&String> = fixtures.difference(&described).collect();
+    assert!(
+        nowhere.is_empty() && without_line.is_empty(),
+        "lines without a file {nowhere:?}, files without a line {without_line:?}"
+    );
+    let others: Vec<&String> = there.iter().filter(|path| !path.contains('/')).collect();
+    for path in others {
+        assert!(
+            [".gitattributes", "README.md"].contains(&path.as_str()) || text.contains(&format!("`{path}`")),
+            "{path}"
+        );
+    }
+}
+
+/// The kind of each complaint in the `.expected` files of a folder.
+fn complaints(folder: &str) -> BTreeMap<String, String> {
+    let expected = files(&root().join("fixtures").join(folder), "expected");
+    let mut kinds = BTreeMap::new();
+    for path in expected {
+        let text = fs::read_to_string(&path).unwrap();
+        for complaint in text.lines().filter_map(|line| line.strip_prefix("! ")) {
+            let mut parts = complaint.splitn(3, ": ");
+            let kind = parts.nth(1).unwrap().to_owned();
+            kinds.insert(kind, parts.next().unwrap().to_owned());
+        }
+    }
+    kinds
+}
+
+fn media(folder: &str) -> BTreeSet<String> {
+    let expected = files(&root().join("fixtures").join(folder), "expected");
+    let lines: String = expected.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    lines.lines().filter_map(|line| Some(line.split_once("\"medium\":\"")?.1.split_once('"')?.0.to_owned())).collect()
+}
+
+#[test]
+fn are_of_every_dialect_medium_and_fault() {
+    let mut dialects = BTreeSet::new();
+    for sample in fixtures() {
+        let accepted = accepted_and_rejected("p1", &sample).into_iter().flatten();
+        dialects.extend(accepted.map(|accepted| accepted.decoded.dialect.name()));
+    }
+    assert_eq!(dialects, Dialect::all().map(Dialect::name).collect());
+
+    let all: BTreeSet<String> = (0..=u8::MAX).map(|code| Medium::from_device_type(code).name().to_owned()).collect();
+    assert_eq!(all.len(), 8);
+    assert_eq!(media("p1"), all, "on P1");
+    assert_eq!(media("mbus"), all, "on M-Bus");
+
+    let set = |kinds: &[&str]| -> BTreeSet<String> { kinds.iter().map(|kind| (*kind).to_owned()).collect() };
+    let found = |folders: &[&str]| -> BTreeSet<String> {
+        folders.iter().flat_map(|folder| complaints(folder).into_keys()).collect()
+    };
+    assert_eq!(found(&["p1", "sealed"]), set(&p1::Reason::KINDS));
+    // Two meters in one readout: a stream takes them for two readouts, so only a master can meet it.
+    let mut on_a_bus = set(&mbus::Reason::KINDS);
+    assert!(on_a_bus.remove("other_meter"));
+    assert_eq!(found(&["mbus"]), on_a_bus);
+
+    // What is said of a frame and of a record, whatever its kind.
+    let mut said = String::new();
+    for path in files(&root().join("fixtures/mbus"), "expected") {
+        said += &fs::read_to_string(path).unwrap();
+    }
+    for fault in [
+        "no frame begins with",
+        "its length is given as",
+        "no frame is shorter than 3",
+        "stands where the second 68 belongs",
+        "and its bytes give",
+        "and not with 16",
+        "or more bytes missing",
+        "more than 10 DIFE",
+        "more than 10 VIFE",
+        "which means nothing",
+        "breaks off within its data",
+        "breaks off within its DIFE",
+        "breaks off within its plain-text unit",
+    ] {
+        assert!(said.contains(fault), "no frame shows `{fault}`");
+    }
 }
 
 #[test]

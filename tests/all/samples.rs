@@ -69,14 +69,14 @@ pub(crate) fn mbus_frames() -> Vec<Sample> {
     found
 }
 
-/// Every file in and below `folder` whose name ends in `.extension`, in the order of the names.
+/// Every file in and below `folder` whose name ends in `.extension`, in the order of the names; every file where that is empty.
 pub(crate) fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path, extension));
-        } else if path.extension().is_some_and(|found| found == extension) {
+        } else if extension.is_empty() || path.extension().is_some_and(|found| found == extension) {
             found.push(path);
         }
     }
