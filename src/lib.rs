@@ -19,6 +19,7 @@ pub mod delivery;
 pub mod payload;
 pub mod layout;
 pub mod explain;
+pub mod redact;
 pub mod simulate;
 // --- edges ---
 #[cfg(feature = "daemon")]

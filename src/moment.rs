@@ -52,16 +52,33 @@ impl Moment {
     /// comes twice in October the first is taken; in the hour that is missing in March the clock is read as
     /// winter time.
     pub fn from_european(clock: Civil, winter_offset_hours: i8) -> Option<Self> {
-        // The change is at 01:00 UTC everywhere.
-        let rule = match winter_offset_hours {
-            0 => "WET0WEST,M3.5.0/1,M10.5.0",
-            1 => "CET-1CEST,M3.5.0,M10.5.0/3",
-            2 => "EET-2EEST,M3.5.0/3,M10.5.0/4",
-            _ => return None,
-        };
-        let zone = TimeZone::posix(rule).ok()?;
+        let zone = european(winter_offset_hours)?;
         let instant = zone.to_ambiguous_timestamp(clock.datetime()?).compatible().ok()?;
         Some(Self { instant, offset: zone.to_offset(instant) })
+    }
+
+    /// An instant as a clock shows it that follows the European rule and stands `winter_offset_hours` east of UTC in
+    /// winter; None where these are not 0, 1 or 2.
+    pub fn at_european(instant: Timestamp, winter_offset_hours: i8) -> Option<Self> {
+        Some(Self { instant, offset: european(winter_offset_hours)?.to_offset(instant) })
+    }
+
+    /// The instant that is `by` later, by a clock with the same offset. None beyond the calendar.
+    pub fn moved(self, by: SignedDuration) -> Option<Self> {
+        Some(Self { instant: self.instant.checked_add(by).ok()?, ..self })
+    }
+
+    /// What the clock showed.
+    pub fn civil(self) -> Civil {
+        let shown = self.offset.to_datetime(self.instant);
+        Civil {
+            year: shown.year(),
+            month: shown.month(),
+            day: shown.day(),
+            hour: shown.hour(),
+            minute: shown.minute(),
+            second: shown.second(),
+        }
     }
 
     /// The instant.
@@ -94,6 +111,17 @@ impl Moment {
     pub fn since(self, earlier: Self) -> SignedDuration {
         self.instant.duration_since(earlier.instant)
     }
+}
+
+fn european(winter_offset_hours: i8) -> Option<TimeZone> {
+    // The change is at 01:00 UTC everywhere.
+    let rule = match winter_offset_hours {
+        0 => "WET0WEST,M3.5.0/1,M10.5.0",
+        1 => "CET-1CEST,M3.5.0,M10.5.0/3",
+        2 => "EET-2EEST,M3.5.0/3,M10.5.0/4",
+        _ => return None,
+    };
+    TimeZone::posix(rule).ok()
 }
 
 /// What a wall clock shows: the fields as the meter sent them, not yet known to exist.
@@ -214,6 +242,19 @@ mod tests {
         assert_eq!(at(b"261025033000", 2), "2026-10-25T03:30:00+03:00");
         assert_eq!(at(b"260329035959", 2), "2026-03-29T04:59:59+03:00");
         assert_eq!(at(b"260701000000", 0), "2026-07-01T00:00:00+01:00");
+    }
+
+    #[test]
+    fn an_instant_is_shown_as_the_clock_would() {
+        let at = |text: &str| Moment::at_european(text.parse::<Timestamp>().unwrap(), 1).unwrap();
+        let (summer, winter) = (at("2026-10-25T00:59:59Z"), at("2026-10-25T01:00:00Z"));
+        assert_eq!(
+            (summer.to_string(), winter.to_string()),
+            ("2026-10-25T02:59:59+02:00".into(), "2026-10-25T02:00:00+01:00".into())
+        );
+        assert_eq!(summer.civil(), civil(b"261025025959"));
+        assert_eq!(summer.moved(SignedDuration::from_secs(1)).unwrap().to_string(), "2026-10-25T03:00:00+02:00");
+        assert_eq!(Moment::at_european(Timestamp::UNIX_EPOCH, 3), None);
     }
 
     #[test]

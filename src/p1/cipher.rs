@@ -124,7 +124,7 @@ impl fmt::Debug for Key {
 
 /// Opens frames, and remembers their counters.
 #[derive(Debug)]
-pub(super) struct Opener {
+pub struct Opener {
     key: Key,
     /// The last counter of each system title.
     counters: BTreeMap<[u8; 8], u32>,
@@ -134,12 +134,13 @@ pub(super) struct Opener {
 const MOST_TITLES: usize = 64;
 
 impl Opener {
-    pub(super) fn new(key: Key) -> Self {
+    /// With no counter remembered.
+    pub fn new(key: Key) -> Self {
         Self { key, counters: BTreeMap::new() }
     }
 
-    /// The telegram inside of a frame, with whatever stands around it.
-    pub(super) fn open(&mut self, frame: &[u8]) -> Result<Vec<u8>, Reason> {
+    /// The telegram inside of a sealed frame ([`Piece::Sealed`](super::Piece::Sealed)), with whatever stands around it.
+    pub fn open(&mut self, frame: &[u8]) -> Result<Vec<u8>, Reason> {
         let parts = || {
             let (head, rest) = frame.split_first_chunk::<HEAD>()?;
             let (&control, rest) = rest.split_first()?;

@@ -29,7 +29,7 @@ mod telegram;
 pub(crate) mod text;
 mod transcript;
 
-pub use cipher::{Key, NotAKey};
+pub use cipher::{Key, NotAKey, Opener};
 pub use decode::{Decoded, decode};
 pub use dialect::Dialect;
 pub use frame::{Framer, MAX_TELEGRAM, Piece, Tail, begins};

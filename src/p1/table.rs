@@ -558,6 +558,11 @@ pub(super) fn find(line: &[u8]) -> Option<(&'static Entry, usize)> {
     find_key(key).map(|entry| (entry, (length / 8) as usize))
 }
 
+/// What a code means in `dialect`, however it is spelled; None where it means nothing that is known.
+pub fn meaning(code: Obis, dialect: Dialect) -> Option<&'static Meaning> {
+    of_code(code)?.meaning(dialect)
+}
+
 /// The entry of a code however it was spelled.
 pub(super) fn of_code(code: Obis) -> Option<&'static Entry> {
     // A code that does not fit, or has a storage group, is in no row.

@@ -29,6 +29,7 @@ mod mutation;
 mod noise;
 mod parts;
 mod ports;
+mod redact;
 mod samples;
 mod service;
 mod store_faults;
