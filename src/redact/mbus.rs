@@ -95,7 +95,7 @@ pub(super) fn rewrite(plan: &Plan, frame: &Frame<'_>, port: &str) -> Result<Writ
     };
     let bytes = Frame::Long { control, address, ci, data: &new.data }.emit();
     rewriting.check(&bytes, &new)?;
-    let is_found = |serials: &Serials| serials.are_in(&bytes) || serials.are_in(&new.doubtful);
+    let is_found = |serials: &Serials| serials.are_in(&bytes, true) || serials.are_in(&new.doubtful, false);
     if plan.names.is_some()
         && (is_found(&plan.serials) || is_found(&new.serials) || new.serials.are_partly_in(&new.doubtful))
     {
@@ -236,16 +236,17 @@ impl Rewriting<'_> {
         // What a master sends highest byte first is read as what meters send lowest byte first.
         let told = if high_first && !self.is_answer() { turned(&record, &sent) } else { sent.clone() };
         let report = self.alone(head, &record, &told);
-        let (Some(report), Some(meaning)) = (report, vif::meaning(&record.vib)) else {
+        let Some(report) = report.filter(|report| report.unknown.is_empty()) else {
             let (length, data) = variable(&record, &sent);
             self.unexplained(length, data, new);
             return Ok(());
         };
-        if !report.unknown.is_empty() {
-            let (length, data) = variable(&record, &sent);
-            self.unexplained(length, data, new);
+        // Bits of the maker's own that are known all the same.
+        let Some(meaning) = vif::meaning(&record.vib) else {
+            new.data.extend_from_slice(&sent);
+            new.doubtful.extend([&sent[..], &BREAK].concat());
             return Ok(());
-        }
+        };
         if high_first {
             record.data = Cow::Owned(turned(&record, &sent));
         }

@@ -113,7 +113,7 @@ pub enum Refused {
     #[error("read again, {0} would not be what they were")]
     Differs(&'static str),
     /// Digits of a name that was are still there.
-    #[error("digits of an original identifier would remain")]
+    #[error("digits of an original identifier would remain; if that is chance, another seed helps")]
     Leak,
 }
 
@@ -162,7 +162,7 @@ impl Rewriter {
     /// A name that people gave, such as that of a port: with other digits where it holds a name that was.
     pub fn label(&self, label: &str) -> String {
         match &self.plan.names {
-            Some(secret) if self.plan.serials.are_in(label.as_bytes()) => {
+            Some(secret) if self.plan.serials.are_in(label.as_bytes(), false) => {
                 String::from_utf8_lossy(&secret.identifier(label.as_bytes())).into_owned()
             }
             _ => label.to_owned(),

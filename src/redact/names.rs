@@ -121,7 +121,7 @@ impl Secret {
     }
 }
 
-/// 16 hex digits: eight of a number, and four whose letters are a maker's.
+/// 16 hex digits: eight of a number, and four whose letters are a maker's. Where all are decimal it may as well be one number.
 fn is_secondary(text: &[u8]) -> bool {
     let number = text.get(..8).unwrap_or_default();
     let maker = text.get(8..12).and_then(|maker| std::str::from_utf8(maker).ok());
@@ -129,6 +129,7 @@ fn is_secondary(text: &[u8]) -> bool {
     text.len() == 16
         && number.iter().all(u8::is_ascii_digit)
         && text.iter().all(u8::is_ascii_hexdigit)
+        && text.iter().any(u8::is_ascii_alphabetic)
         && maker.is_some_and(|maker| crate::mbus::Manufacturer(maker).letters().is_some())
 }
 

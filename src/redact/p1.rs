@@ -31,6 +31,9 @@ struct Line<'a> {
     meaning: Option<&'static Meaning>,
     /// Whether the decoder kept it as unknown.
     is_unknown: bool,
+    /// Whether it is one of values and times all the same, but of none that can be taken: a clock that was never set, a
+    /// number without a unit.
+    is_idle: bool,
 }
 
 /// Header, lines, and what was decoded.
@@ -75,7 +78,9 @@ impl<'a> Parts<'a> {
             }
             let meaning = code.and_then(|code| table::meaning(code, decoded.dialect));
             let is_unknown = !body.is_empty() && (at.is_some() || meaning.is_none());
-            lines.push(Line { code_text, text, end, code, meaning: meaning.filter(|_| !is_unknown), is_unknown });
+            let is_idle = is_unknown && meaning.is_some_and(is_value) && brackets(text).all(is_number_or_clock);
+            let meaning = meaning.filter(|_| !is_unknown || is_idle);
+            lines.push(Line { code_text, text, end, code, meaning, is_unknown, is_idle });
         }
         Self { header, lines, decoded }
     }
@@ -103,7 +108,8 @@ impl<'a> Parts<'a> {
         // How many registers of each name.
         let mut twins: BTreeMap<(&str, u64), usize> = BTreeMap::new();
         for (at, line) in self.lines.iter().enumerate() {
-            let (Some(meaning), Some(report)) = (line.meaning, self.report(line)) else { continue };
+            let Some(meaning) = line.meaning.filter(|_| !line.is_unknown) else { continue };
+            let Some(report) = self.report(line) else { continue };
             let mut add = |bracket: usize, reading: Option<&Reading>| {
                 let content = brackets(line.text).nth(bracket).unwrap_or_default();
                 let slot = reading.and_then(|reading| Slot::of(&self.meter(report, port), reading));
@@ -222,7 +228,9 @@ pub(super) fn rewrite(
     for (at, line) in parts.lines.iter().enumerate() {
         let begin = bytes.len();
         if line.is_unknown {
-            let stays = plan.names.is_none() || plan.keep_unknown || holds_nothing(line);
+            // A number that cannot be taken cannot have an offset either.
+            let is_idle = line.is_idle && (plan.offsets.is_none() || shows_nothing(line));
+            let stays = plan.names.is_none() || plan.keep_unknown || holds_nothing(line) || is_idle;
             if !stays {
                 lines_left_out += 1;
                 continue;
@@ -236,8 +244,14 @@ pub(super) fn rewrite(
         }
         bytes.extend_from_slice(line.end);
         if !line.meaning.is_some_and(is_value) {
-            doubtful.push(b' ');
-            doubtful.extend_from_slice(bytes.get(begin..).unwrap_or_default());
+            let line = bytes.get(begin..).unwrap_or_default();
+            // What is text as hex digits is searched as that text; otherwise its digits are like any others.
+            for content in brackets(line) {
+                doubtful.extend([&spoken(content).unwrap_or_else(|| content.to_vec())[..], b" "].concat());
+            }
+            if line.first() != Some(&b'(') && Obis::parse(line).is_none() {
+                doubtful.extend_from_slice(line);
+            }
         }
     }
     bytes.push(b'!');
@@ -254,7 +268,8 @@ pub(super) fn rewrite(
     rewriting.check(telegram, dialect, port, &parts, &bytes, unknown)?;
     if plan.names.is_some() {
         let serials = parts.serials();
-        if plan.serials.are_in(&bytes) || serials.are_in(&bytes) || serials.are_partly_in(&doubtful) {
+        let are_in = |serials: &Serials| serials.are_in(&bytes, true) || serials.are_in(&doubtful, false);
+        if are_in(&plan.serials) || are_in(&serials) || serials.are_partly_in_text(&doubtful) {
             return Err(Refused::Leak);
         }
     }
@@ -432,6 +447,20 @@ fn kept_of_header(header: &[u8]) -> usize {
 /// Whether all brackets of a line with a code are empty.
 fn holds_nothing(line: &Line<'_>) -> bool {
     line.code.is_some() && line.text.iter().all(|byte| matches!(byte, b'(' | b')' | b'\r' | b'\n'))
+}
+
+/// Whether there is no digit but zero outside of clocks.
+fn shows_nothing(line: &Line<'_>) -> bool {
+    let is_clock = |content: &[u8]| content.len() >= 12 && matches!(content.last(), Some(b'S' | b'W'));
+    brackets(line.text).all(|content| is_clock(content) || !content.iter().any(|byte| matches!(byte, b'1'..=b'9')))
+}
+
+/// Whether a bracket holds digits, with a point in them, and a letter for the season or a unit behind them.
+fn is_number_or_clock(content: &[u8]) -> bool {
+    let end = content.iter().position(|byte| !byte.is_ascii_digit() && *byte != b'.').unwrap_or(content.len());
+    let (number, rest) = content.split_at_checked(end).unwrap_or_default();
+    let is_unit = |unit: &[u8]| unit.len() <= 5 && unit.iter().all(u8::is_ascii_alphanumeric);
+    number.len() <= 18 && (matches!(rest, b"" | b"S" | b"W") || rest.strip_prefix(b"*").is_some_and(is_unit))
 }
 
 /// The contents of brackets.

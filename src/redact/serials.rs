@@ -16,6 +16,16 @@ pub struct Serials {
 /// As many digits of a serial in a row are not found by chance, where no values are.
 const TELLING: usize = 6;
 
+/// Whether a serial is found by chance not even among values: eight digits, and four different ones.
+fn is_certain(serial: &[u8]) -> bool {
+    serial.len() >= 8 && variety(serial) >= 4
+}
+
+/// How many different digits there are.
+fn variety(digits: &[u8]) -> usize {
+    digits.iter().collect::<BTreeSet<_>>().len()
+}
+
 impl Serials {
     /// The numbers in a name, as ASCII.
     pub fn add(&mut self, name: &[u8]) {
@@ -54,21 +64,37 @@ impl Serials {
         self.all.is_empty()
     }
 
-    /// Whether one of them stands in these bytes, in any form.
-    pub fn are_in(&self, bytes: &[u8]) -> bool {
-        let stands = |digits: &[u8], at: usize, begin: u32| {
-            let rest = digits.get(at..).unwrap_or_default();
-            self.all.get(&begin).is_some_and(|serials| serials.iter().any(|serial| rest.starts_with(serial)))
+    /// Whether one of them stands in these bytes, in any form. `values`: whether there are numbers among them, which may be
+    /// like a short serial.
+    pub(super) fn are_in(&self, bytes: &[u8], values: bool) -> bool {
+        let stands = |view: &View, at: usize, begin: u32| {
+            let rest = view.digits.get(at..).unwrap_or_default();
+            let found = |serial: &Vec<u8>| {
+                // A number in BCD fills its bytes to the end.
+                let is_aligned = !view.is_bcd || (at + serial.len()) % 2 == 0;
+                is_aligned && (!values || is_certain(serial)) && rest.starts_with(serial)
+            };
+            self.all.get(&begin).is_some_and(|serials| serials.iter().any(found))
         };
-        !self.is_empty() && views(bytes).iter().any(|digits| sixes(digits).any(|(at, begin)| stands(digits, at, begin)))
+        !self.is_empty()
+            && views(bytes).iter().any(|view| sixes(&view.digits).any(|(at, begin)| stands(view, at, begin)))
     }
 
-    /// Whether six digits in a row of one of them stand in these bytes, in any form. Three zeros in front tell too little.
-    pub fn are_partly_in(&self, bytes: &[u8]) -> bool {
-        let parts: BTreeSet<u32> =
-            self.all.values().flatten().flat_map(|serial| sixes(serial)).map(|(_, six)| six).collect();
-        let told = |(_, six): (usize, u32)| six > 999 && parts.contains(&six);
-        !parts.is_empty() && views(bytes).iter().any(|digits| sixes(digits).any(told))
+    /// Whether six digits in a row of one of them stand in this text.
+    pub(super) fn are_partly_in_text(&self, text: &[u8]) -> bool {
+        self.are_partly_in_views(&[View { digits: text.to_vec(), is_bcd: false }])
+    }
+
+    /// Whether six digits in a row of one of them stand in these bytes, in any form.
+    pub(super) fn are_partly_in(&self, bytes: &[u8]) -> bool {
+        self.are_partly_in_views(&views(bytes))
+    }
+
+    /// Six digits of which no three differ tell too little.
+    fn are_partly_in_views(&self, views: &[View]) -> bool {
+        let parts = self.all.values().flatten().flat_map(|serial| serial.windows(TELLING));
+        let parts: BTreeSet<u32> = parts.filter(|six| variety(six) >= 3).flat_map(sixes).map(|(_, six)| six).collect();
+        !parts.is_empty() && views.iter().any(|view| sixes(&view.digits).any(|(_, six)| parts.contains(&six)))
     }
 }
 
@@ -86,15 +112,19 @@ fn sixes(digits: &[u8]) -> impl Iterator<Item = (usize, u32)> {
     })
 }
 
-/// The digits in bytes by each way to read them; where there is none stands a blank.
-fn views(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let digit = |byte: u8| if byte.is_ascii_digit() { byte } else { b' ' };
+/// The digits in bytes by one way to read them; something else where there is none.
+struct View {
+    digits: Vec<u8>,
+    is_bcd: bool,
+}
+
+fn views(bytes: &[u8]) -> Vec<View> {
     let bcd = |byte: u8| [byte >> 4, byte & 0x0F].map(|half| if half < 10 { b'0' + half } else { b' ' });
-    let mut views: Vec<Vec<u8>> = vec![
-        bytes.iter().map(|&byte| digit(byte)).collect(),
-        bytes.iter().copied().flat_map(bcd).collect(),
-        bytes.iter().rev().copied().flat_map(bcd).collect(),
+    let mut views: Vec<View> = vec![
+        View { digits: bytes.iter().copied().flat_map(bcd).collect(), is_bcd: true },
+        View { digits: bytes.iter().rev().copied().flat_map(bcd).collect(), is_bcd: true },
     ];
+    let mut texts = vec![bytes.to_vec()];
     // Hex digits of ASCII begin at either place.
     for from in [0, 1] {
         let pairs = bytes.get(from..).unwrap_or_default().as_chunks::<2>().0;
@@ -102,12 +132,12 @@ fn views(bytes: &[u8]) -> Vec<Vec<u8>> {
             [b'3', low @ b'0'..=b'9'] => *low,
             _ => b' ',
         });
-        views.push(decoded.collect());
+        texts.push(decoded.collect());
     }
-    // Backwards: text of M-Bus has its last letter first.
-    for at in [0, 3, 4] {
-        let back: Option<Vec<u8>> = views.get(at).map(|view| view.iter().rev().copied().collect());
-        views.extend(back);
+    for text in texts {
+        // Backwards: text of M-Bus has its last letter first.
+        let back = text.iter().rev().copied().collect();
+        views.extend([text, back].map(|digits| View { digits, is_bcd: false }));
     }
     views
 }
@@ -125,13 +155,13 @@ mod tests {
             &b"/KMP5 ZABF001587315111\r\n"[..],
             b"0-0:96.1.1(5A42313538373331353131312020)",
             b"x333135383733313531313120",
-            &[0x01, 0x58, 0x73, 0x15, 0x11, 0x12],
-            &[0x11, 0x11, 0x15, 0x73, 0x58, 0x01],
+            &[0x01, 0x58, 0x73, 0x15, 0x11, 0x10, 0x15, 0x87, 0x31, 0x51, 0x11],
+            &[0xFF, 0x11, 0x51, 0x31, 0x87, 0x15],
             b"1115137851FBAZ",
         ] {
-            assert!(serials.are_in(bytes) && serials.are_partly_in(bytes), "{bytes:02X?}");
+            assert!(serials.are_in(bytes, true) && serials.are_partly_in(bytes), "{bytes:02X?}");
         }
-        assert!(!serials.are_in(b"158731511"));
+        assert!(!serials.are_in(b"158731511", false));
         assert!(serials.are_partly_in(b"0158731*kWh"));
         assert!(!serials.are_partly_in(b"15873 1511"));
     }
@@ -144,6 +174,6 @@ mod tests {
         }
         assert!(serials.is_empty());
         serials.add(b"00032629");
-        assert!(serials.are_in(&[0x29, 0x26, 0x03, 0x00]) && !serials.are_in(b"32629"));
+        assert!(serials.are_in(&[0x29, 0x26, 0x03, 0x00], true) && !serials.are_in(b"32629", false));
     }
 }
