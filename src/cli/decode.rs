@@ -60,7 +60,7 @@ pub(super) struct How {
     utc_offset: i8,
 }
 
-fn dialect(text: &str) -> Result<Dialect, String> {
+pub(super) fn dialect(text: &str) -> Result<Dialect, String> {
     let named = Dialect::NAMES.iter().find(|(name, _)| *name == text).map(|(_, dialect)| *dialect);
     named.ok_or_else(|| format!("known are {}", Dialect::NAMES.map(|(name, _)| name).join(", ")))
 }

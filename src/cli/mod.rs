@@ -12,6 +12,7 @@ mod input;
 mod mbus;
 mod readings;
 mod record;
+mod redact;
 mod replay;
 mod run;
 mod scan;
@@ -57,6 +58,8 @@ enum Command {
     Diff(diff::Arguments),
     /// Send a capture the whole way, and wait until it is stored
     Replay(replay::Arguments),
+    /// Make captures and telegrams safe to publish: other names, no texts
+    Redact(redact::Arguments),
     /// Print the registers at a moment
     Readings(readings::Arguments),
     /// Find the meters at a port, and print the configuration to paste
@@ -139,6 +142,7 @@ pub fn main() -> ExitCode {
             Command::Record(arguments) => record::record(arguments).await,
             Command::Diff(arguments) => diff::diff(&arguments),
             Command::Replay(arguments) => replay::replay(arguments).await,
+            Command::Redact(arguments) => redact::redact(&arguments),
             Command::Readings(arguments) => readings::readings(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,
             Command::Mbus(command) => mbus::mbus(command).await,

@@ -24,6 +24,7 @@
 //! Not supported: offsets for real numbers; encrypted M-Bus telegrams, which are refused.
 
 mod check;
+pub mod cut;
 mod mbus;
 mod names;
 mod offset;
