@@ -99,6 +99,28 @@ impl Key {
     pub fn open(&self, frame: &[u8]) -> Result<Vec<u8>, Reason> {
         Opener::new(self.clone()).open(frame)
     }
+
+    /// Seals a telegram as a meter does: for virtual meters, and captures that were changed. `counter` must rise from frame to
+    /// frame. Empty where the telegram is longer than a frame may hold (65,518 bytes).
+    pub fn seal(&self, title: [u8; 8], counter: u32, telegram: &[u8]) -> Vec<u8> {
+        let mut nonce = [0; 12];
+        nonce.iter_mut().zip(title.into_iter().chain(counter.to_be_bytes())).for_each(|(to, from)| *to = from);
+        let mut body = telegram.to_vec();
+        let associated: Vec<u8> = [AUTHENTICATED].into_iter().chain(self.authentication).collect();
+        let sealed =
+            Gcm::new(&self.encryption.into()).encrypt_in_place_detached(&Nonce::from(nonce), &associated, &mut body);
+        let length = u16::try_from(body.len()).ok().and_then(|length| length.checked_add((CONTROL + TAG) as u16));
+        let (Ok(tag), Some(length)) = (sealed, length) else { return Vec::new() };
+        let mut frame = vec![0xDB, 8];
+        frame.extend(title);
+        frame.push(0x82);
+        frame.extend(length.to_be_bytes());
+        frame.push(AUTHENTICATED);
+        frame.extend(counter.to_be_bytes());
+        frame.extend(body);
+        frame.extend(tag);
+        frame
+    }
 }
 
 /// The next 32 digits as bytes; None when there are none.
@@ -202,28 +224,6 @@ impl Opener {
         ctr::Ctr32BE::<Aes128>::new(&self.key.encryption.into(), &block.into()).apply_keystream(&mut plain);
         plain
     }
-
-    /// Seals a telegram: the inverse of [`Opener::open`], for virtual meters and tests.
-    #[cfg(test)]
-    pub(super) fn seal(&self, title: [u8; 8], counter: u32, plain: &[u8]) -> Vec<u8> {
-        let mut nonce = [0; 12];
-        nonce.iter_mut().zip(title.into_iter().chain(counter.to_be_bytes())).for_each(|(to, from)| *to = from);
-        let mut body = plain.to_vec();
-        let associated: Vec<u8> = [AUTHENTICATED].into_iter().chain(self.key.authentication).collect();
-        let tag = Gcm::new(&self.key.encryption.into())
-            .encrypt_in_place_detached(&Nonce::from(nonce), &associated, &mut body)
-            .unwrap();
-        let length = u16::try_from(body.len()).unwrap().checked_add(17).unwrap();
-        let mut frame = vec![0xDB, 8];
-        frame.extend(title);
-        frame.push(0x82);
-        frame.extend(length.to_be_bytes());
-        frame.push(AUTHENTICATED);
-        frame.extend(counter.to_be_bytes());
-        frame.extend(body);
-        frame.extend(tag);
-        frame
-    }
 }
 
 /// A wrong key gives bytes that look random.
@@ -239,20 +239,24 @@ mod tests {
     const TITLE: [u8; 8] = *b"MKA\x01\x02\x03\x04\x05";
     const PLAIN: &[u8] = b"/MKA5 sealed\r\n\r\n1-0:1.8.0(000001.000*kWh)\r\n!0000\r\n";
 
-    fn opener(key: &str) -> Opener {
-        Opener::new(Key::from_text(key).unwrap())
+    fn key(key: &str) -> Key {
+        Key::from_text(key).unwrap()
+    }
+
+    fn opener(text: &str) -> Opener {
+        Opener::new(key(text))
     }
 
     #[test]
     fn opens_what_was_sealed() {
-        let sealed = opener(KEY).seal(TITLE, 7, PLAIN);
+        let sealed = key(KEY).seal(TITLE, 7, PLAIN);
         assert_eq!(frame_length(sealed.first_chunk().unwrap()), Some(sealed.len()));
         assert_eq!(opener(KEY).open(&sealed).unwrap(), PLAIN);
     }
 
     #[test]
     fn encryption_alone_is_opened_too() {
-        let mut sealed = opener(KEY).seal(TITLE, 7, PLAIN);
+        let mut sealed = key(KEY).seal(TITLE, 7, PLAIN);
         sealed.truncate(sealed.len() - TAG);
         sealed[HEAD] = ENCRYPTED;
         assert_eq!(opener(KEY).open(&sealed).unwrap(), PLAIN);
@@ -260,7 +264,7 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong() {
-        let sealed = opener(KEY).seal(TITLE, 7, PLAIN);
+        let sealed = key(KEY).seal(TITLE, 7, PLAIN);
         assert_eq!(opener("0F0102030405060708090A0B0C0D0E0F").open(&sealed), Err(Reason::WrongKey));
         let other_authentication = format!("{KEY}\n{KEY}");
         assert_eq!(opener(&other_authentication).open(&sealed), Err(Reason::SealBroken));
@@ -272,15 +276,15 @@ mod tests {
         let mut opener = opener(KEY);
         opener.open(&sealed).unwrap();
         assert_eq!(opener.open(&sealed), Err(Reason::Replayed { counter: 7, last: 7 }));
-        let earlier = opener.seal(TITLE, 6, PLAIN);
+        let earlier = key(KEY).seal(TITLE, 6, PLAIN);
         assert_eq!(opener.open(&earlier), Err(Reason::Replayed { counter: 6, last: 7 }));
-        let other_meter = opener.seal(*b"MKA\x01\x02\x03\x04\x06", 1, PLAIN);
+        let other_meter = key(KEY).seal(*b"MKA\x01\x02\x03\x04\x06", 1, PLAIN);
         assert!(opener.open(&other_meter).is_ok());
     }
 
     #[test]
     fn every_frame_however_short_is_survived() {
-        let sealed = opener(KEY).seal(TITLE, 7, PLAIN);
+        let sealed = key(KEY).seal(TITLE, 7, PLAIN);
         for end in 0..sealed.len() {
             assert!(opener(KEY).open(&sealed[..end]).is_err(), "{end}");
         }

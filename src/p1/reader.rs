@@ -204,9 +204,9 @@ mod tests {
 
     #[test]
     fn sealed_telegrams_are_opened_however_they_are_split() {
-        let opener = Opener::new(key());
+        let sealer = key();
         let plain = telegram("Lux5\\2").finish(true);
-        let frames = [1, 2, 2].map(|counter| opener.seal(*b"MKA12345", counter, &plain));
+        let frames = [1, 2, 2].map(|counter| sealer.seal(*b"MKA12345", counter, &plain));
         let bytes = [&frames[0][50..], &frames[0], &frames[1], &frames[2], &frames[1][..30]].concat();
         let at = |frame: usize| frames[0].len() - 50 + frame * frames[0].len();
         let expected = [
@@ -229,9 +229,9 @@ mod tests {
 
     #[test]
     fn a_damaged_frame_does_not_cost_the_next() {
-        let opener = Opener::new(key());
+        let sealer = key();
         let plain = telegram("Lux5\\2").finish(true);
-        let frames = [1, 2, 3].map(|counter| opener.seal(*b"MKA12345", counter, &plain));
+        let frames = [1, 2, 3].map(|counter| sealer.seal(*b"MKA12345", counter, &plain));
         let length = frames[0].len();
         // A byte lost in the second, at its end, in its title, and a length that is too long.
         for (at, flip) in [(50, None), (length - 2, None), (5, Some(1)), (12, Some(1)), (12, Some(64)), (60, Some(1))] {
@@ -263,11 +263,11 @@ mod tests {
 
     #[test]
     fn what_was_sealed_must_be_a_telegram_too() {
-        let opener = Opener::new(key());
+        let sealer = key();
         let mut damaged = telegram("Lux5\\2").finish(true);
         let at = damaged.len() - 20;
         damaged[at] ^= 1;
-        let frame = opener.seal(*b"MKA12345", 1, &damaged);
+        let frame = sealer.seal(*b"MKA12345", 1, &damaged);
         assert_eq!(outcomes(&mut Reader::new(None, Some(key())), &frame, 100), ["0 crc-mismatch"]);
     }
 

@@ -6,11 +6,15 @@
 //!
 //! Times are durations since any one moment, as those of the master.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
+    Faults,
+    description::Event,
+    faults::Kind,
     noise,
     slave::{self, Slave},
 };
@@ -35,6 +39,9 @@ pub struct Description {
     /// What registers and damage depend on.
     #[serde(default)]
     pub seed: u64,
+    /// In a household: every so many seconds all meters are read, where a capture is made.
+    #[serde(default = "Description::every_s")]
+    pub every_s: u32,
     /// The meters.
     #[serde(default, rename = "meter")]
     pub meters: Vec<slave::Description>,
@@ -43,11 +50,15 @@ pub struct Description {
 impl Description {
     /// A bus without faults.
     pub const fn of(meters: Vec<slave::Description>) -> Self {
-        Self { baud: Self::baud(), echo: false, damaged_per_mille: 0, seed: 0, meters }
+        Self { baud: Self::baud(), echo: false, damaged_per_mille: 0, seed: 0, every_s: Self::every_s(), meters }
     }
 
     const fn baud() -> u32 {
         2400
+    }
+
+    const fn every_s() -> u32 {
+        900
     }
 }
 
@@ -60,6 +71,14 @@ pub struct Bus {
     echo: bool,
     damaged_per_mille: u32,
     seed: u64,
+    faults: Faults,
+    /// What happens in the household, in the order of time, and how much of it has.
+    events: Vec<Event>,
+    happened: usize,
+    /// Until when there is no power.
+    outage: Option<i64>,
+    /// Seconds since 1970.
+    now: i64,
     slaves: Vec<Slave>,
     /// Bytes of the master that are no frame yet, and when the last of them ended.
     asked: Vec<u8>,
@@ -75,12 +94,15 @@ const SAMPLES: u64 = 16;
 impl Bus {
     /// The bus of a description, at a moment. The error says which meter is wrong, and how.
     pub fn new(description: Description, now: Moment) -> Result<Self, String> {
-        let Description { baud, echo, damaged_per_mille, seed, meters } = description;
+        let Description { baud, echo, damaged_per_mille, seed, every_s, meters } = description;
         if !Timing::RATES.contains(&baud) {
             return Err(format!("baud = {baud}: an M-Bus has 300, 600, ... 38400"));
         }
         if damaged_per_mille > 1000 {
             return Err(format!("damaged-per-mille = {damaged_per_mille}: at most 1000"));
+        }
+        if every_s == 0 {
+            return Err("every-s = 0: at least 1".to_owned());
         }
         let slaves = meters.into_iter().map(|meter| Slave::new(meter, seed, now)).collect::<Result<_, _>>()?;
         let timing = Timing { baud, timeout: None, allowance: Duration::ZERO, repeats: 0 };
@@ -90,6 +112,11 @@ impl Bus {
             echo,
             damaged_per_mille,
             seed,
+            faults: Faults::default(),
+            events: Vec::new(),
+            happened: 0,
+            outage: None,
+            now: now.instant().as_second(),
             slaves,
             asked: Vec::new(),
             asked_until: Duration::ZERO,
@@ -98,9 +125,68 @@ impl Bus {
         })
     }
 
+    /// The bus of a household, if it has one: its meters count what flows there, and what happens to them and what goes
+    /// wrong with their answers is described there too.
+    pub fn of(household: &super::Description, now: Moment) -> Option<Result<Self, String>> {
+        let described = household.bus.clone()?;
+        let with_household = |mut bus: Self| {
+            let profile = Arc::new(household.profile.clone());
+            bus.slaves.iter_mut().for_each(|slave| slave.set_profile(&profile));
+            bus.faults = household.faults;
+            bus.events.clone_from(&household.events);
+            bus.events.sort_by_key(Event::second);
+            bus.happen();
+            bus
+        };
+        // Its meters depend on both seeds.
+        let described = Description { seed: described.seed ^ household.seed, ..described };
+        Some(Self::new(described, now).map(with_household))
+    }
+
     /// Lets the meters count until `to`.
     pub fn advance(&mut self, to: Moment) {
-        self.slaves.iter_mut().for_each(|slave| slave.advance(to));
+        let to = to.instant().as_second();
+        while self.now < to {
+            let event = self.events.get(self.happened).map_or(to, Event::second);
+            let mut end = to.min(event);
+            if let Some(until) = self.outage {
+                end = end.min(until);
+                self.slaves.iter_mut().for_each(|slave| slave.stand_still(moment(end)));
+                self.outage = self.outage.filter(|until| *until > end);
+            } else {
+                self.slaves.iter_mut().for_each(|slave| slave.advance(moment(end)));
+            }
+            self.now = end;
+            self.happen();
+        }
+    }
+
+    /// Events until now.
+    fn happen(&mut self) {
+        while let Some(event) = self.events.get(self.happened).filter(|event| event.second() <= self.now) {
+            self.happened += 1;
+            match event {
+                Event::Outage { until, .. } if until.second() > self.now => {
+                    self.outage = self.outage.max(Some(until.second()));
+                }
+                Event::Exchange { meter, identifier, counts_from, .. } => {
+                    let (seed, now) = (self.seed, moment(self.now));
+                    let counts_from = counts_from.first().copied().unwrap_or(0);
+                    for slave in self.slaves.iter_mut().filter(|slave| slave.description.meter == *meter) {
+                        let description = slave::Description { meter: identifier.clone(), ..slave.description.clone() };
+                        if let Ok(other) = Slave::new(description, seed, now) {
+                            *slave = other.in_place_of(slave, counts_from);
+                        }
+                    }
+                }
+                Event::Outage { .. } | Event::Clock { .. } | Event::Firmware { .. } => {}
+            }
+        }
+    }
+
+    /// Whether there is power.
+    pub fn is_powered(&self) -> bool {
+        self.outage.is_none()
     }
 
     /// The meters.
@@ -171,6 +257,9 @@ impl Bus {
 
     fn answer(&mut self, frame: &[u8]) {
         let Ok((frame, _)) = Frame::parse(frame) else { return };
+        if !self.is_powered() {
+            return;
+        }
         let asked_until = self.asked_until;
         let mut sent: Vec<(Duration, Duration, usize, Vec<u8>)> = Vec::new();
         for slave in &mut self.slaves {
@@ -186,6 +275,7 @@ impl Bus {
                     *byte ^= 1 << (bit % 8);
                 }
             }
+            self.faults.apply(self.seed, self.answers, &mut bytes, Kind::Frame);
             let thinks = match slave.description.answers_after_ms {
                 // No two think equally fast.
                 0 => self.timing.bits(20).saturating_add(Duration::from_micros(u64::from(slave.secondary().id % 97))),
@@ -219,6 +309,10 @@ impl Bus {
             self.line.pop_front();
         }
     }
+}
+
+fn moment(second: i64) -> Moment {
+    Moment::utc(Timestamp::from_second(second).unwrap_or_default())
 }
 
 /// What a receiver makes of several senders whose bits meet: a space of one is a space for all.

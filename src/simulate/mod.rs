@@ -12,7 +12,7 @@
 //! framer.push(&household.telegram());
 //! let decoded = p1::read(framer.poll().unwrap(), None).unwrap();
 //! assert_eq!(decoded.reports[0].measured_at.unwrap().to_string(), "2026-07-14T12:00:03+02:00");
-//! assert_eq!(decoded.reports[0].readings[1].value, household.books()[0].registers[1].1);
+//! assert_eq!(decoded.reports[0].readings[1].value, household.books()[0].readings[1].value);
 //! # Ok::<(), NotAMoment>(())
 //! ```
 //!
@@ -23,12 +23,21 @@
 //! clock of a meter could show, and fractions of a second, which are dropped.
 
 pub mod bus;
+pub mod description;
+mod dialects;
+mod faults;
 mod habits;
 mod household;
 pub mod slave;
+mod tape;
 
 pub use bus::Bus;
+pub use description::Description;
+pub use dialects::Dialect;
+pub use faults::{Faults, Harm};
+pub use habits::{Holiday, Profile};
 pub use household::{Book, Household};
+pub use tape::Tape;
 
 /// A number from 0 to below `below`, as if thrown: always the same for the same seed, stream and index.
 /// (The mixer is that of SplitMix64: Steele, Lea and Flood, 2014.)

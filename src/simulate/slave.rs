@@ -3,19 +3,23 @@
 //! Enters: frames of a master, and time. Leaves: answers as real meters give them, and those of meters that are
 //! slow, mute, wrongly addressed, or read too often.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{
+    Timestamp,
+    civil::{Date, DateTime},
+    tz::{Offset, TimeZone},
+};
 use serde::Deserialize;
 
 use super::{
-    habits::{Conditions, SPELL, STEP},
+    habits::{Conditions, Profile, SPELL, STEP},
     noise,
 };
 use crate::{
     mbus::{Coding, Frame, Manufacturer, Pattern, Record, Secondary, Timing, control, frame::address},
-    moment::Moment,
-    reading::{Function, Medium, Qualifiers, Register},
+    moment::{Civil, Moment},
+    reading::{Function, Medium, Qualifiers, Reading, Register},
     unit::{Decimal, Unit},
 };
 
@@ -110,6 +114,8 @@ pub struct Slave {
     pub description: Description,
     secondary: Secondary,
     seed: u64,
+    /// How the people live whose heat and water it counts.
+    profile: Arc<Profile>,
     /// Since 1970, in seconds.
     now: i64,
     /// Joules, or millionths of a litre.
@@ -137,6 +143,10 @@ struct Link {
 
 /// So much heating water gives 10 kJ when it is cooled by 25 K.
 const MILLILITRES_PER_10_KJ: u64 = 96;
+/// By so much, in tenths of a degree.
+const COOLED_BY: u64 = 250;
+/// The highest power that it remembers, in W.
+const MOST_POWER: u64 = 7_800;
 
 impl Slave {
     /// A meter whose registers depend on `seed`, at a moment. The error says what of the description is wrong.
@@ -163,6 +173,7 @@ impl Slave {
         Ok(Self {
             secondary,
             seed: seed ^ u64::from(id),
+            profile: Arc::new(Profile::default()),
             now,
             count,
             count_at_set_day: count * 7 / 8 / 1_000_000 * 1_000_000,
@@ -177,7 +188,19 @@ impl Slave {
         self.secondary
     }
 
-    fn medium(&self) -> Medium {
+    /// Whose heat and water it counts from now on.
+    pub(super) fn set_profile(&mut self, profile: &Arc<Profile>) {
+        self.profile = Arc::clone(profile);
+    }
+
+    /// This meter where another was, beginning at so many whole GJ or m3.
+    pub(super) fn in_place_of(self, other: &Self, counts_from: u32) -> Self {
+        let count = u64::from(counts_from) * 1_000_000_000;
+        Self { count, count_at_set_day: count, profile: Arc::clone(&other.profile), ..self }
+    }
+
+    /// What it measures.
+    pub fn medium(&self) -> Medium {
         Medium::from_device_type(self.secondary.medium)
     }
 
@@ -192,12 +215,16 @@ impl Slave {
         let local = |second| zone.to_datetime(Timestamp::from_second(second).unwrap_or_default());
         while self.now < to {
             let begin = self.now.div_euclid(SPELL) * SPELL;
-            let conditions = Conditions::new(self.seed, begin, local(begin));
+            let conditions = Conditions::new(&self.profile, self.seed, begin, local(begin));
             let end = to.min(begin + SPELL);
             while self.now < end {
                 let until = end.min((self.now.div_euclid(STEP) + 1) * STEP);
-                let [_, heat, water] = conditions.flows(self.seed, self.now).slaves;
-                self.flow = if self.is_thermal() { heat } else { water };
+                let [_, heat, hot, cold] = conditions.flows(&self.profile, self.seed, self.now).slaves;
+                self.flow = match self.medium() {
+                    _ if self.is_thermal() => heat,
+                    Medium::Water => cold,
+                    _ => hot,
+                };
                 self.count += self.flow * until.abs_diff(self.now);
                 self.now = until;
             }
@@ -207,18 +234,83 @@ impl Slave {
         }
     }
 
+    /// Lets time go by until `to`, and counts nothing.
+    pub(super) fn stand_still(&mut self, to: Moment) {
+        self.now = self.now.max(to.instant().as_second());
+        self.flow = 0;
+    }
+
+    /// All that it says, as a reader of all its telegrams has it, converted values without what the meter counts in.
+    pub fn readings(&self) -> Vec<Reading> {
+        let now = |register, mantissa: u64, scale, unit| {
+            let value = Decimal::new(mantissa.cast_signed(), scale).unwrap_or(Decimal::per_ten_thousand(0));
+            Reading::now(Register::named(register), value, unit)
+        };
+        let (register, value, at_set_day) = self.book();
+        let clock = self.clock();
+        let in_storage = |storage, value, (year, month, day)| {
+            let qualifiers = Qualifiers { storage, ..Qualifiers::default() };
+            let civil = Civil { year, month, day, hour: 23, minute: 59, second: 0 };
+            Reading {
+                qualifiers,
+                at: Moment::from_civil(civil, 1),
+                ..Reading::now(register.clone(), value, self.unit())
+            }
+        };
+        let mut readings = vec![Reading::now(register.clone(), value, self.unit())];
+        if self.is_thermal() {
+            let [volume, flow, supply] = self.water();
+            readings.push(now("volume", volume, 3, Unit::M3));
+            readings.push(now("flow", flow, 3, Unit::named("m3/h")));
+            readings.push(now("power", self.flow, 3, Unit::KW));
+            let maximum = Qualifiers { function: Function::Maximum, ..Qualifiers::default() };
+            readings.push(Reading { qualifiers: maximum, ..now("power", MOST_POWER, 3, Unit::KW) });
+            readings.push(now("flow_temperature", supply, 1, Unit::named("C")));
+            readings.push(now("return_temperature", supply - COOLED_BY, 1, Unit::named("C")));
+            readings.push(now("temperature_difference", COOLED_BY * 10, 2, Unit::named("K")));
+        } else {
+            readings.push(now("flow", self.flow * 3600 / 1_000_000, 3, Unit::named("m3/h")));
+        }
+        readings.push(in_storage(1, at_set_day, (clock.year() - 1, 12, 31)));
+        for telegram in 1..self.description.telegrams {
+            for month in 1..=12 {
+                let back = u64::from(telegram - 1) * 12 + month;
+                let end = end_of_month(clock, back);
+                let value = self.value(self.count_at(clock.month(), back));
+                readings.push(in_storage(1 + back, value, (end.year(), end.month(), end.day())));
+            }
+        }
+        readings
+    }
+
+    /// What its own clock shows: an hour ahead of UTC all year.
+    fn clock(&self) -> DateTime {
+        Offset::constant(1).to_datetime(Timestamp::from_second(self.now).unwrap_or_default())
+    }
+
+    /// Of a heat meter: the volume in litres, the flow in l/h, the temperature of the supply in tenths of a degree.
+    fn water(&self) -> [u64; 3] {
+        [
+            self.count / 10_000 * MILLILITRES_PER_10_KJ / 1000,
+            self.flow * 3600 / 10_000 * MILLILITRES_PER_10_KJ / 1000,
+            620 + noise(self.seed, 2, self.now.div_euclid(STEP), 80).unsigned_abs(),
+        ]
+    }
+
     /// What it counts, as readings have it: the register, its value in GJ or m3, and the same at the set day.
     pub fn book(&self) -> (Register, Decimal, Decimal) {
-        let value = |count: u64| {
-            let (number, factor, scale) = match (self.is_thermal(), self.description.counts_in) {
-                (true, CountsIn::KWh) => (count / 3_600_000, 36, 4),
-                (true, CountsIn::MWh) => (count / 360_000_000, 36, 2),
-                _ => (count / 1_000_000, 1, 3),
-            };
-            Decimal::new((number * factor).cast_signed(), scale).unwrap_or(Decimal::per_ten_thousand(0))
-        };
         let register = if self.is_thermal() { "energy" } else { "volume" };
-        (Register::named(register), value(self.count), value(self.count_at_set_day))
+        (Register::named(register), self.value(self.count), self.value(self.count_at_set_day))
+    }
+
+    /// In GJ or m3.
+    fn value(&self, count: u64) -> Decimal {
+        let (number, factor, scale) = match (self.is_thermal(), self.description.counts_in) {
+            (true, CountsIn::KWh) => (count / 3_600_000, 36, 4),
+            (true, CountsIn::MWh) => (count / 360_000_000, 36, 2),
+            _ => (count / 1_000_000, 1, 3),
+        };
+        Decimal::new((number * factor).cast_signed(), scale).unwrap_or(Decimal::per_ten_thousand(0))
     }
 
     /// The unit of [`Slave::book`].
@@ -342,8 +434,7 @@ impl Slave {
         let now = Qualifiers::default();
         let set_day = Qualifiers { storage: 1, ..now };
         let maximum = Qualifiers { function: Function::Maximum, ..now };
-        let zone = TimeZone::posix("CET-1").unwrap_or(TimeZone::UTC);
-        let clock = zone.to_datetime(Timestamp::from_second(self.now).unwrap_or_default());
+        let clock = self.clock();
         let date = |year: i16, month: i8, day: i8| {
             let year = year.rem_euclid(100).unsigned_abs() as u8;
             [day.unsigned_abs() | (year & 7) << 5, month.unsigned_abs() | (year >> 3) << 4]
@@ -362,17 +453,14 @@ impl Slave {
         let (vib, count) = self.counter(self.count);
         records.push((now, Coding::Binary(4), vib, number(count, 4)));
         if self.is_thermal() {
-            let volume = self.count / 10_000 * MILLILITRES_PER_10_KJ / 1000;
+            let [volume, flow, supply] = self.water();
             records.push((now, Coding::Bcd(4), &[0x13], bcd(volume, 4)));
-            // In l/h.
-            let flow = self.flow * 3600 / 10_000 * MILLILITRES_PER_10_KJ / 1000;
             records.push((now, Coding::Bcd(3), &[0x3B], bcd(flow, 3)));
             records.push((now, Coding::Bcd(3), &[0x2B], bcd(self.flow, 3)));
-            records.push((maximum, Coding::Bcd(3), &[0x2B], bcd(7_800, 3)));
-            let supply = 620 + noise(self.seed, 2, self.now.div_euclid(STEP), 80).unsigned_abs();
+            records.push((maximum, Coding::Bcd(3), &[0x2B], bcd(MOST_POWER, 3)));
             records.push((now, Coding::Binary(2), &[0x5A], number(supply, 2)));
-            records.push((now, Coding::Binary(2), &[0x5E], number(supply - 250, 2)));
-            records.push((now, Coding::Binary(2), &[0x61], number(2500, 2)));
+            records.push((now, Coding::Binary(2), &[0x5E], number(supply - COOLED_BY, 2)));
+            records.push((now, Coding::Binary(2), &[0x61], number(COOLED_BY * 10, 2)));
         } else {
             let flow = self.flow * 3600 / 1_000_000;
             records.push((now, Coding::Binary(2), &[0x3B], number(flow, 2)));
@@ -397,15 +485,13 @@ impl Slave {
 
     /// Earlier months, twelve to a telegram.
     fn history_records(&self, telegram: u8) -> Vec<(Qualifiers, Coding, &'static [u8], Vec<u8>)> {
-        let zone = TimeZone::posix("CET-1").unwrap_or(TimeZone::UTC);
-        let clock = zone.to_datetime(Timestamp::from_second(self.now).unwrap_or_default());
+        let clock = self.clock();
         let mut records: Vec<(Qualifiers, Coding, &'static [u8], Vec<u8>)> = Vec::new();
         for month in 1..=12u64 {
             let back = u64::from(telegram - 1) * 12 + month;
             let storage = Qualifiers { storage: 1 + back, ..Qualifiers::default() };
             let (vib, count) = self.counter(self.count_at(clock.month(), back));
-            let end = clock.date().first_of_month().saturating_sub(jiff::Span::new().months(back.cast_signed() - 1));
-            let end = end.yesterday().unwrap_or(end);
+            let end = end_of_month(clock, back);
             let year = end.year().rem_euclid(100).unsigned_abs() as u8;
             let day = [end.day().unsigned_abs() | (year & 7) << 5, end.month().unsigned_abs() | (year >> 3) << 4];
             records.push((storage, Coding::Binary(2), &[0x6C], day.to_vec()));
@@ -413,6 +499,12 @@ impl Slave {
         }
         records
     }
+}
+
+/// The last day of a month, so many months back.
+fn end_of_month(clock: DateTime, back: u64) -> Date {
+    let begin = clock.date().first_of_month().saturating_sub(jiff::Span::new().months(back.cast_signed() - 1));
+    begin.yesterday().unwrap_or(begin)
 }
 
 /// So many bytes of decimal digits, lowest first.

@@ -511,7 +511,9 @@ impl Meter {
         let later = Moment::from_millis(self.household.moment().millis() + 60_000, 60).unwrap();
         self.household.advance(later);
         for book in self.household.books() {
-            self.books.insert((book.meter, book.at.millis()), book.registers);
+            let counts = book.readings.into_iter().filter(|reading| reading.register.is_cumulative());
+            let counts = counts.map(|reading| (reading.register, reading.value)).collect();
+            self.books.insert((book.meter.name("", ""), book.at.millis()), counts);
         }
         self.household.telegram()
     }
