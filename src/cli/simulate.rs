@@ -284,7 +284,8 @@ fn lines_of(moment: Moment, book: &Book) -> String {
                 payload::string(&mut lines, &value);
             }
         }
-        lines.push_str(&format!(",\"measured_at\":\"{}\"}}\n", book.at));
+        let measured_at = reading.at.unwrap_or(book.at);
+        lines.push_str(&format!(",\"measured_at\":\"{measured_at}\"}}\n"));
     }
     lines
 }

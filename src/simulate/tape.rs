@@ -135,7 +135,7 @@ impl Tape {
             if !self.household.tells_time()
                 && let Some(book) = books.first_mut()
             {
-                book.at = Moment::utc(instant(self.from, us));
+                book.at = arrival(self.from, us);
             }
             for book in books {
                 self.ledger.record(book);
@@ -166,7 +166,7 @@ impl Tape {
                 self.ledger.record(Book {
                     meter: Identity::Own(slave.secondary().to_string()),
                     medium: slave.medium(),
-                    at: Moment::utc(instant(self.from, now.as_micros() as u64)),
+                    at: arrival(self.from, now.as_micros() as u64),
                     readings: slave.readings(),
                 });
             }
@@ -324,4 +324,10 @@ fn moment(second: i64) -> Moment {
 fn instant(second: i64, us: u64) -> Timestamp {
     let since = SignedDuration::from_micros(us.cast_signed());
     moment(second).instant().checked_add(since).unwrap_or(Timestamp::MAX)
+}
+
+/// The same as the store keeps it, to the millisecond.
+fn arrival(second: i64, us: u64) -> Moment {
+    let instant = instant(second, us);
+    Moment::from_millis(instant.as_millisecond(), 0).unwrap_or(Moment::utc(instant))
 }

@@ -32,5 +32,6 @@ mod ports;
 mod redact;
 mod samples;
 mod service;
+mod simulate;
 mod store_faults;
 mod way;
