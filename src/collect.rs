@@ -396,9 +396,7 @@ impl Collector {
 
     async fn push(&mut self, bytes: &[u8]) {
         self.intake.push(bytes);
-        if !bytes.is_empty() {
-            self.tap.bytes(Way::FromMeter, bytes).await;
-        }
+        self.tap.bytes(Way::FromMeter, bytes).await;
     }
 
     fn broken(&self, reason: &str) -> PortError {

@@ -95,6 +95,9 @@ impl Tap {
 
     /// The port brought bytes, or was sent some: at most 64 KiB.
     pub async fn bytes(&self, way: Way, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         self.tell(|| Piece::Bytes(way, bytes.into())).await;
     }
 

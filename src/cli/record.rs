@@ -30,9 +30,10 @@ use crate::{
     collect::{self, Gathered, Patience, Source},
     config::{Address, Config, Control, parse_duration},
     control::{self, AskError, Tapping},
-    mbus, p1,
+    mbus,
+    p1::{self, Transcript},
     plausible::Judge,
-    port::{self, Kind, LineSettings, PortError},
+    port::{self, LineSettings, PortError},
     pulse::Pulse,
     tap::{Heard, Scribe, Tap},
 };
@@ -275,7 +276,14 @@ enum Recorded {
     /// A port that is read here.
     Own { heard: mpsc::Receiver<Heard>, scribe: Scribe, notes: mpsc::Receiver<String>, _link: Option<Link> },
     /// A running daemon.
-    Daemon { tapping: Option<Tapping>, path: PathBuf, ports: Vec<String>, reader: capture::Reader },
+    Daemon {
+        tapping: Option<Tapping>,
+        /// When it is asked again, while it is away.
+        again: Instant,
+        path: PathBuf,
+        ports: Vec<String>,
+        reader: capture::Reader,
+    },
 }
 
 impl Recorded {
@@ -300,7 +308,7 @@ impl Recorded {
             })?;
             eprintln!("taps the daemon at {}; Ctrl-C ends it", path.display());
             let (tapping, ports, reader) = (Some(tapping), arguments.ports.clone(), capture::Reader::new());
-            return Ok(Self::Daemon { tapping, path, ports, reader });
+            return Ok(Self::Daemon { tapping, again: Instant::now(), path, ports, reader });
         };
         let wire = match arguments.wire {
             Spoken::P1 => Wire::P1,
@@ -344,7 +352,7 @@ impl Recorded {
                     Some(note) = notes.recv() => progress.suspend(|| eprintln!("{note}")),
                 }
             },
-            Self::Daemon { tapping, path, ports, reader } => loop {
+            Self::Daemon { tapping, again, path, ports, reader } => loop {
                 match reader.poll() {
                     Some(Ok((_, entry))) => return Ok(Some(entry)),
                     Some(Err(bad)) => return Err(Failure::world(format!("{}: {bad}", path.display()))),
@@ -353,14 +361,14 @@ impl Recorded {
                 let bytes = match tapping {
                     Some(open) => open.next().await,
                     None => {
-                        tokio::time::sleep(RETRY).await;
+                        tokio::time::sleep_until(*again).await;
                         match control::ask_tap(path, ports).await {
                             Ok(open) => {
                                 progress.suspend(|| eprintln!("the daemon is back"));
                                 *tapping = Some(open);
                             }
                             Err(AskError::Refused(reason)) => return Err(Failure::world(reason)),
-                            Err(_) => {}
+                            Err(_) => *again = Instant::now() + RETRY,
                         }
                         continue;
                     }
@@ -370,7 +378,7 @@ impl Recorded {
                 } else {
                     progress.suspend(|| eprintln!("the daemon has stopped; it is tapped again when it is back"));
                     // A line that breaks off is no loss: its bytes were said to nobody.
-                    (*tapping, *reader) = (None, capture::Reader::new());
+                    (*tapping, *reader, *again) = (None, capture::Reader::new(), Instant::now() + RETRY);
                 }
             },
         }
@@ -465,15 +473,28 @@ async fn listen(address: Address, baud: u32, tap: Tap, notes: mpsc::Sender<Strin
             Ok(mut open) => {
                 teller.open(&address).await;
                 tap.opened(&if is_line { bus::settings(baud) } else { String::new() }).await;
+                // Only files are written down in other forms.
+                let mut transcript = (!is_line).then(Transcript::new);
                 loop {
                     let read = match &mut open {
                         Either::Line(wire) => wire.read(&mut buffer).await,
                         Either::Port(port) => port.bytes.read(&mut buffer).await,
                     };
                     match read {
-                        Ok(0) if matches!(&open, Either::Port(port) if port.kind == Kind::Finite) => return,
-                        Ok(0) => break broken(&address, "the other end closed it"),
-                        Ok(count) => tap.bytes(Way::FromMeter, buffer.get(..count).unwrap_or_default()).await,
+                        Ok(0) => match transcript {
+                            Some(mut transcript) => {
+                                tap.bytes(Way::FromMeter, &transcript.end()).await;
+                                return;
+                            }
+                            None => break broken(&address, "the other end closed it"),
+                        },
+                        Ok(count) => {
+                            let read = buffer.get(..count).unwrap_or_default();
+                            match &mut transcript {
+                                Some(transcript) => tap.bytes(Way::FromMeter, &transcript.push(read)).await,
+                                None => tap.bytes(Way::FromMeter, read).await,
+                            }
+                        }
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                         Err(error) => break broken(&address, error),
                     }
@@ -709,10 +730,11 @@ impl Sink {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        if let Out::Gzip(out) = &mut self.out {
-            out.try_finish()?;
+        match &mut self.out {
+            // It is asked for no block behind its end.
+            Out::Gzip(out) => out.try_finish().and_then(|()| out.get_mut().flush()),
+            _ => self.flush(),
         }
-        self.flush()
     }
 
     /// Puts the full file aside, and begins the next one.
@@ -761,10 +783,14 @@ fn is_capture(file: &File, is_packed: bool) -> io::Result<bool> {
     }
     let mut begin = Vec::new();
     if is_packed {
-        // What is torn so early holds nothing.
+        if !file.fill_buf()?.starts_with(&[0x1F, 0x8B]) {
+            return Ok(false);
+        }
+        // A member that is torn so early holds nothing.
         let read = GzDecoder::new(&mut file).take(16).read_to_end(&mut begin);
-        return Ok(capture::begins(&begin) == Some(true)
-            || read.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof && begin.is_empty()));
+        return Ok(
+            capture::begins(&begin) == Some(true) || (begin.is_empty() && read.is_err_and(|error| is_torn(&error)))
+        );
     }
     file.take(16).read_to_end(&mut begin)?;
     Ok(capture::begins(&begin) != Some(false))

@@ -91,8 +91,8 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = TARGETS)]
     live: bool,
     /// To a pseudo-terminal, from when it is opened; LINK is a name for it. A bus answers its master, until Ctrl-C
-    #[arg(long, value_name = "LINK", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["tcp_listen", "tcp_connect"])]
-    pty: Option<PathBuf>,
+    #[arg(long, value_name = "LINK", conflicts_with_all = ["tcp_listen", "tcp_connect"])]
+    pty: Option<Option<PathBuf>>,
     /// To each who connects there, from the beginning, until Ctrl-C
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "tcp_connect")]
     tcp_listen: Option<SocketAddr>,

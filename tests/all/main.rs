@@ -35,3 +35,4 @@ mod service;
 mod simulate;
 mod store_faults;
 mod way;
+mod workbench;

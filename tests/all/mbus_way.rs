@@ -122,7 +122,7 @@ fn config(folder: &Folder, line: &Line, broker: &Broker, meters: &str) -> PathBu
     folder.file("c.toml", text)
 }
 
-fn registers(database: &Path) -> Vec<Value> {
+pub(crate) fn registers(database: &Path) -> Vec<Value> {
     let store = format!("sqlite://{}", database.display());
     let ended = meterkast(&["readings", "--store", &store, "--format", "json"], b"");
     ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -120,7 +120,7 @@ fn replay(arguments: &[&str], file: &Path, stored: u64) {
     let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
     let repeated = 566 - stored;
     let expected = serde_json::json!({"telegrams": 566, "rejected": 1, "messages": 566, "acknowledged": 566,
-        "stored": stored, "repeated": repeated});
+        "stored": stored, "repeated": repeated, "rejected_by": {"fragment": 1}});
     assert_eq!(summary, expected);
 }
 

@@ -1,11 +1,6 @@
 //! Playing to others: a pseudo-terminal or a connection that stands for a meter or for a converter with its bus.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::fs::inotify;
 use tokio::{
@@ -55,7 +50,7 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
     }
     let wire = wire(arguments).await?;
     let mut counts = Counts::default();
-    let played = match wire {
+    match wire {
         Known::Mbus(slaves) => answer(arguments, slaves).await,
         Known::P1(first) => {
             let progress = Progress::new(&arguments.files);
@@ -73,8 +68,7 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
             counts.tell();
             played.map(|()| counts.outcome())
         }
-    };
-    played
+    }
 }
 
 /// What is played.
@@ -196,7 +190,7 @@ async fn answer(arguments: &Arguments, mut slaves: Slaves) -> Result<Outcome, Fa
     eprintln!("a bus with {} recorded answers", slaves.len());
     let served = async {
         if let Some(link) = &arguments.pty {
-            let (mut terminal, _link) = Terminal::open(link)?;
+            let (mut terminal, _link) = Terminal::open(link.as_deref())?;
             eprintln!("a master opens {}; Ctrl-C ends it.", terminal.name);
             let mut buffer = [0u8; 1024];
             loop {
@@ -264,8 +258,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// `link`: a name for it, or nothing.
-    fn open(link: &Path) -> Result<(Self, Option<Link>), Failure> {
+    /// `link`: a name for it.
+    fn open(link: Option<&Path>) -> Result<(Self, Option<Link>), Failure> {
         let (ours, theirs, path) = terminal()?;
         let watch = || -> io::Result<OwnedFd> {
             let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -273,9 +267,8 @@ impl Terminal {
             Ok(inotify)
         };
         let opened = watch().map_err(|error| Failure::world(format!("{path}: cannot be watched: {error}")))?;
-        let is_named = !link.as_os_str().is_empty();
-        let name = if is_named { link.display().to_string() } else { path.clone() };
-        let link = is_named.then(|| Link::new("--pty", link.to_owned(), &path)).transpose()?;
+        let name = link.map_or_else(|| path.clone(), |link| link.display().to_string());
+        let link = link.map(|link| Link::new("--pty", link.to_owned(), &path)).transpose()?;
         Ok((Self { ours, theirs, name, path, opened }, link))
     }
 
@@ -359,7 +352,7 @@ impl Player<'_> {
     async fn serve(&mut self, first: Option<Opened>) -> Result<(), Failure> {
         let arguments = self.arguments;
         if let Some(link) = &arguments.pty {
-            let (mut terminal, _link) = Terminal::open(link)?;
+            let (mut terminal, _link) = Terminal::open(link.as_deref())?;
             eprintln!("{}: plays when it is opened; Ctrl-C ends it.", terminal.name);
             let played = async {
                 terminal.opened().await?;
@@ -437,7 +430,7 @@ impl Player<'_> {
 
     async fn file(
         &mut self,
-        file: &PathBuf,
+        file: &Path,
         Opened { mut feed, read }: Opened,
         pace: &mut Pace,
         ear: &mut Ear<'_>,
