@@ -662,6 +662,11 @@ impl Way<'_> {
                 },
                 Speaks::Mbus(stream, judge) => match stream.poll() {
                     None => return Ok(()),
+                    // A recording that ends within a readout: what a master would not take is not taken.
+                    Some(Ok(piece)) if piece.decoded.more_follow && port.is_recorded => {
+                        let reason = mbus::Reason::Unfinished;
+                        (piece.offset, Err((reason.to_string(), Piece::Mbus(reason.kind()))))
+                    }
                     Some(Ok(piece)) => {
                         let time = port.is_recorded.then_some(at).flatten();
                         if !window.has(time) {

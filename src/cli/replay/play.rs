@@ -32,6 +32,8 @@ const MISSES: Duration = Duration::from_secs(1);
 /// Between two looks whether a pseudo-terminal was opened, and how long whoever did may take to set the line.
 const LOOK: Duration = Duration::from_millis(20);
 const SETS: Duration = Duration::from_millis(50);
+/// How long nothing may lie there to be sure that nothing is under way.
+const SETTLED: Duration = Duration::from_millis(300);
 /// How long what was played may lie unread at the end.
 const UNREAD: Duration = Duration::from_secs(5);
 /// More than that without a telegram is not held back.
@@ -289,14 +291,17 @@ impl Terminal {
 
     /// Until everything was read: what lies there when our end is closed is gone.
     async fn read_up(&self) {
-        let unread = || self.theirs.bytes_to_read().unwrap_or(0);
-        let (mut last, mut since) = (unread(), tokio::time::Instant::now());
-        while last > 0 && since.elapsed() < UNREAD {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let now = unread();
-            if now != last {
-                (last, since) = (now, tokio::time::Instant::now());
+        let (mut last, mut since) = (None, tokio::time::Instant::now());
+        loop {
+            // The system hands on what it took from us a little later.
+            let unread = self.theirs.bytes_to_read().unwrap_or(0);
+            if last != Some(unread) {
+                (last, since) = (Some(unread), tokio::time::Instant::now());
             }
+            if since.elapsed() >= if unread == 0 { SETTLED } else { UNREAD } {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 }
