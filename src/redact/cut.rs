@@ -184,7 +184,9 @@ impl Bus {
         while ready.is_empty() {
             let rest = self.buffer.get(at..).unwrap_or_default();
             let here = self.base + at as u64;
-            if rest.is_empty() {
+            // The lengths are judged together, so that it does not matter which of them has come.
+            let telling = if rest.first() == Some(&0x68) { 4 } else { 1 };
+            if rest.is_empty() || (rest.len() < telling && !self.ended) {
                 break;
             }
             match Frame::parse(rest) {

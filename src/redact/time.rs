@@ -153,3 +153,82 @@ pub(super) fn shown(text: &str, by: SignedDuration) -> Option<String> {
     let day: civil::Date = clock.parse().ok()?;
     Some(format!("{}{rest}", day.checked_add(SignedDuration::from_secs(by.as_secs().div_euclid(DAY) * DAY)).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn days(days: i64) -> SignedDuration {
+        SignedDuration::from_hours(24 * days)
+    }
+
+    fn text(text: &str, winter: i8, by: SignedDuration) -> Option<String> {
+        p1(text.as_bytes(), winter, by).map(|new| new.map_or("no room".into(), |new| String::from_utf8(new).unwrap()))
+    }
+
+    #[test]
+    fn instants_move_and_the_clock_follows_the_rule() {
+        for (old, winter, by, new) in [
+            ("261121200000W", 1, days(7), "261128200000W"),
+            ("261121200000W", 1, days(-364), "251122200000W"),
+            // Into summer, and back: the same instants.
+            ("261121200000W", 1, days(-150), "260624210000S"),
+            ("260624210000S", 1, days(150), "261121200000W"),
+            ("261025023000S", 1, SignedDuration::from_hours(1), "261025023000W"),
+            ("260624210000", 1, days(150), "261121200000"),
+            ("260624210000", 2, days(150), "261121200000"),
+            ("260624220000S", 2, days(150), "261121210000W"),
+            // Winter time all year.
+            ("260624200000W", 1, days(150), "261121200000W"),
+            // Octets of a COSEM date-time, without and with a deviation.
+            ("07EA0B1506140000FF800000", 1, days(1), "07EA0B1607140000FF800000"),
+            ("07ea0b15ff140000ff003c00", 1, days(10), "07ea0c01ff140000ff003c00"),
+        ] {
+            assert_eq!(text(old, winter, by).as_deref(), Some(new), "{old}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_stays_and_what_cannot_be_written_is_told() {
+        for old in [
+            "",
+            "632525252525W",
+            "000101010000W",
+            "000040.777*kWh",
+            "26112120000",
+            "261121200000X",
+            "0FFFFFFFFFFFFFFFFFFFFFFF",
+        ] {
+            assert_eq!(text(old, 1, days(1)), None, "{old}");
+        }
+        for (old, by) in [("070101010000W", -30), ("991231235959W", 1), ("261121200000W", 36_500)] {
+            assert_eq!(text(old, 1, days(by)).as_deref(), Some("no room"), "{old}");
+        }
+    }
+
+    #[test]
+    fn dates_of_m_bus_keep_what_else_is_in_their_bits() {
+        for (old, by, new) in [
+            // Type G: 31 October 2025; rounded down.
+            (&[0x3F, 0x3A][..], days(1), Some(&[0x21, 0x3B][..])),
+            (&[0x3F, 0x3A], SignedDuration::from_hours(23), Some(&[0x3F, 0x3A])),
+            (&[0x3F, 0x3A], SignedDuration::from_hours(-1), Some(&[0x3E, 0x3A])),
+            // Type F: 2026-11-21 20:15, in summer time by its bit.
+            (&[0x0F, 0x94, 0x55, 0x3B], days(-21), Some(&[0x0F, 0x94, 0x5F, 0x3A])),
+            // Type I: with a day of the week and a number of the week.
+            (&[0x1E, 0x0F, 0xD4, 0x55, 0x3B, 0x2F], days(2), Some(&[0x1E, 0x0F, 0x34, 0x57, 0x3B, 0x30])),
+            (&[0x1E, 0x0F, 0x14, 0x55, 0x3B, 0x00], days(2), Some(&[0x1E, 0x0F, 0x14, 0x57, 0x3B, 0x00])),
+            // Type J, each year, not set.
+            (&[0x1E, 0x0F, 0x14], days(1), None),
+            (&[0xFF, 0xFC], days(1), None),
+            (&[0xFF, 0xFF], days(1), None),
+        ] {
+            let moved = mbus(old, by).map(Result::unwrap);
+            assert_eq!(moved.as_deref(), new, "{old:02X?}");
+            if let Some(new) = moved {
+                assert!(value::date(&new).is_some());
+            }
+        }
+        assert_eq!(mbus(&[0x55, 0x3B], days(365 * 60)), Some(Err(NoRoom)));
+    }
+}

@@ -1,16 +1,25 @@
 //! `redact`: what is written says the same, names nobody, and is valid; what cannot be checked is not written.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, sync::LazyLock};
 
 use jiff::SignedDuration;
 use meterkast::{
+    capture::{self, Entry},
     mbus::{self, Frame},
-    p1::{self, Framer, LineEnds, Piece, Telegram},
-    reading::{Identity, Report},
-    redact::{Offsets, Plan, Refused, Rewriter, Secret, Survey, Written},
+    moment::Moment,
+    p1::{self, Framer, LineEnds, Telegram, Writer},
+    reading::{Identity, Reading, Report},
+    redact::{
+        Offsets, Plan, Refused, Rewriter, Secret, Survey, Written,
+        cut::{Cutter, Found},
+    },
 };
+use proptest::prelude::*;
 
-use crate::samples::{self, Sample};
+use crate::{
+    parts::{self, Folder, meterkast},
+    samples::{self, Sample},
+};
 
 /// Every telegram in P1 bytes, and what becomes of it.
 fn telegrams(bytes: &[u8], mut each: impl FnMut(&Telegram<'_>)) -> usize {
@@ -214,4 +223,512 @@ fn each_frame_says_the_same_and_names_nobody() {
     assert!(refused.is_empty(), "{refused:#?}");
     assert!(written >= 40);
     println!("{written} frames, {count} names");
+}
+
+/// One telegram behind the other, with what they say: by register, the value with what it was before.
+fn differences(reports: &[Vec<Report>]) -> Vec<Vec<String>> {
+    let pairs = reports.windows(2).map(|pair| {
+        let [before, after] = pair else { unreachable!() };
+        let readings =
+            |reports: &[Report]| -> Vec<_> { reports.iter().flat_map(|report| report.readings.clone()).collect() };
+        let time = |reports: &[Report]| -> Vec<i64> {
+            reports.iter().filter_map(|report| report.measured_at).map(|at| at.millis()).collect()
+        };
+        let elapsed: Vec<i64> = time(after).iter().zip(time(before)).map(|(after, before)| after - before).collect();
+        let mut shown = vec![format!("{elapsed:?}")];
+        for (was, is) in readings(before).iter().zip(&readings(after)) {
+            assert_eq!((&was.register, was.value.scale()), (&is.register, is.value.scale()));
+            let difference = is.value.mantissa() - was.value.mantissa();
+            shown.push(format!("{} {:?} {difference} {}", is.register, is.qualifiers, is.unit));
+        }
+        shown
+    });
+    pairs.collect()
+}
+
+/// Rewrites a stream with offsets and a shift, and holds it against the old one.
+fn holds_every_difference(stream: &[u8], days: i64) -> usize {
+    let mut survey = Survey::default();
+    telegrams(stream, |telegram| survey.telegram(telegram, None, "p1"));
+    let secret = Secret::new(99);
+    let offsets = Offsets::choose(&survey, &secret);
+    assert_eq!(offsets.without(), 0);
+    let shift = SignedDuration::from_hours(24 * days);
+    let rewriter = Rewriter::new(Plan {
+        names: Some(secret),
+        serials: survey.serials,
+        keep_unknown: false,
+        shift,
+        offsets: Some(offsets),
+    });
+    let (mut old, mut new, mut bytes, mut names) = (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new());
+    let count = telegrams(stream, |telegram| {
+        let written = rewriter.telegram(telegram, None, "p1").unwrap();
+        let (reports, _) = read(&written.bytes);
+        let was = p1::decode(telegram, None).reports;
+        names.extend(names_of(&was));
+        for (was, is) in was.iter().zip(&reports) {
+            let moved = was.measured_at.map(|at| at.instant() + shift);
+            assert_eq!(is.measured_at.map(|at| at.instant()), moved);
+            let ends = |report: &Report| -> Vec<_> { report.events.iter().filter_map(|event| event.end).collect() };
+            for (was, is) in ends(was).iter().zip(ends(is)) {
+                assert_eq!(is.instant(), was.instant() + shift);
+            }
+            for (was, is) in was.readings.iter().zip(&is.readings) {
+                assert_eq!(was.value == is.value, !was.register.is_cumulative(), "{}", was.register);
+            }
+        }
+        old.push(was);
+        new.push(reports);
+        bytes.extend(written.bytes);
+    });
+    assert_eq!(differences(&new), differences(&old));
+    // Of the whole, read as one stream: every CRC is valid.
+    let mut again = 0;
+    samples::read([&bytes[..]], |outcome| {
+        outcome.unwrap();
+        again += 1;
+    });
+    assert_eq!(again, count);
+    assert!(!names.is_empty());
+    for name in &names {
+        assert!(!stands(name, &bytes), "{name}");
+    }
+    count
+}
+
+#[test]
+fn a_real_stream_keeps_every_difference() {
+    let Some(stream) = samples::stream() else { return };
+    // From winter into summer.
+    for days in [-364, 100] {
+        assert_eq!(holds_every_difference(&stream.bytes, days), 566);
+    }
+}
+
+#[test]
+fn a_household_keeps_every_difference_across_the_change_of_time() {
+    let start: Moment = "2026-03-28T20:00:00+01:00".parse().unwrap();
+    let mut household = meterkast::simulate::Household::new(5, start);
+    let mut stream = Vec::new();
+    for quarter in 1..100 {
+        household.advance(start.moved(SignedDuration::from_mins(15 * quarter)).unwrap());
+        stream.extend(household.telegram());
+    }
+    for days in [364, -100] {
+        assert_eq!(holds_every_difference(&stream, days), 99);
+    }
+}
+
+#[test]
+fn totals_stay_the_sum_of_their_parts() {
+    let telegram = |low: u32, normal: u32, export: u32| {
+        let total = low + normal;
+        Writer::new("ISK5\\2M550T-1000")
+            .line("0-0:1.0.0(260721120000S)")
+            .line("0-0:96.1.1(4530303433303037303532383730333138)")
+            .line(format!("1-0:1.8.0({total:06}.000*kWh)"))
+            .line(format!("1-0:1.8.1({low:06}.000*kWh)"))
+            .line(format!("1-0:1.8.2({normal:06}.000*kWh)"))
+            .line(format!("1-0:2.8.0({export:06}.000*kWh)"))
+            .line(format!("1-0:15.8.0({:06}.000*kWh)", total + export))
+            .line("1-0:3.8.0(000300.000*kvarh)")
+            .line("1-0:5.8.0(000100.000*kvarh)")
+            .line("1-0:6.8.0(000200.000*kvarh)")
+            .finish(true)
+    };
+    let stream = [telegram(10, 20, 5), telegram(900_000, 90_000, 9)].concat();
+    for seed in 0..50 {
+        let mut survey = Survey::default();
+        telegrams(&stream, |telegram| survey.telegram(telegram, None, "p1"));
+        let secret = Secret::new(seed);
+        let offsets = Some(Offsets::choose(&survey, &secret));
+        let rewriter = Rewriter::new(Plan { names: Some(secret), serials: survey.serials, offsets, ..Plan::default() });
+        telegrams(&stream, |telegram| {
+            let (reports, _) = read(&rewriter.telegram(telegram, None, "p1").unwrap().bytes);
+            let value = |name: &str| {
+                let mut found = reports[0].readings.iter().filter(|reading| reading.register.as_str() == name);
+                found.next().unwrap_or_else(|| panic!("{name} in {:?}", reports[0].readings)).value.mantissa()
+            };
+            assert_eq!(value("import_total"), value("import_rate1") + value("import_rate2"));
+            assert_eq!(value("import_and_export_total"), value("import_total") + value("export_total"));
+            assert_eq!(value("reactive_import_total"), value("reactive_quadrant1") + value("reactive_quadrant2"));
+        });
+    }
+}
+
+/// Frames with offsets: what was added to each counter is the same in each frame.
+#[test]
+fn counters_of_a_bus_keep_every_difference() {
+    for Sample { name, bytes } in buses() {
+        let mut survey = Survey::default();
+        frames(&bytes, |frame| survey.frame(frame, "bus"));
+        let secret = Secret::new(1);
+        let offsets = Some(Offsets::choose(&survey, &secret));
+        let shift = SignedDuration::from_hours(24 * -365);
+        let plan = Plan { names: Some(secret), serials: survey.serials, keep_unknown: false, shift, offsets };
+        let rewriter = Rewriter::new(plan);
+        let mut added = std::collections::BTreeMap::new();
+        frames(&bytes, |frame| {
+            let Ok(old) = mbus::decode(&[*frame], 1) else { return };
+            let written = match rewriter.frame(frame, "bus") {
+                Ok(written) => written,
+                Err(reason) => {
+                    assert!(matches!(reason, Refused::Offset | Refused::Time), "{name}: {reason}");
+                    return;
+                }
+            };
+            let new = mbus::read(&written.bytes, 1).unwrap().report;
+            assert_eq!(
+                new.measured_at.map(|at| at.instant()),
+                old.report.measured_at.map(|at| at.instant() + shift),
+                "{name}"
+            );
+            for (was, is) in old.report.readings.iter().zip(&new.readings) {
+                assert_eq!(is.at.map(|at| at.instant()), was.at.map(|at| at.instant() + shift), "{name}");
+                let own = |reading: &Reading| reading.raw.as_ref().map_or(reading.value, |raw| raw.0);
+                let difference = own(is).mantissa() - own(was).mantissa();
+                if !was.register.is_cumulative() {
+                    assert_eq!(difference, 0, "{name}: {}", was.register);
+                    continue;
+                }
+                // A register that is counted in two units has two offsets.
+                let unit = was.raw.as_ref().map_or(was.unit.clone(), |raw| raw.1.clone());
+                let qualifiers = (was.qualifiers.tariff, was.qualifiers.subunit);
+                let meter = format!("{:?}", old.report.meter);
+                let key = (meter, was.register.clone(), unit, own(was).scale(), qualifiers);
+                assert_eq!(*added.entry(key).or_insert(difference), difference, "{name}: {}", was.register);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_search_by_wildcards_stays_one() {
+    let secret = || Some(Secret::new(8));
+    let rewriter = Rewriter::new(Plan { names: secret(), ..Plan::default() });
+    let select = |mask: [u8; 8]| {
+        let frame = Frame::Long { control: 0x53, address: 253, ci: 0x52, data: &mask };
+        rewriter.frame(&frame, "bus").map(|written| {
+            let (frame, _) = Frame::parse(&written.bytes).unwrap();
+            let Frame::Long { data, .. } = frame else { panic!("{frame:?}") };
+            mbus::Pattern::from_bytes(*data.first_chunk().unwrap())
+        })
+    };
+    let answer = [0x78, 0x56, 0x34, 0x12, 0x2D, 0x2C, 0x1B, 0x04, 1, 0, 0, 0, 0x02, 0x0E, 0x39, 0x30];
+    let answer = Frame::Long { control: 8, address: 5, ci: 0x72, data: &answer };
+    let slave = mbus::read(&rewriter.frame(&answer, "bus").unwrap().bytes, 1).unwrap().secondary.unwrap();
+    assert_ne!(slave.id, 0x1234_5678);
+    for mask in [
+        [0xFF; 8],
+        [0xFF, 0xFF, 0xFF, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF],
+        [0xFF, 0xFF, 0x34, 0x12, 0xFF, 0xFF, 0xFF, 0xFF],
+        [0x78, 0x56, 0x34, 0x12, 0xFF, 0xFF, 0xFF, 0x04],
+        [0x78, 0x56, 0x34, 0x12, 0x2D, 0x2C, 0x1B, 0x04],
+    ] {
+        assert!(select(mask).unwrap().matches(slave), "{mask:02X?}");
+    }
+    assert!(!select([0xFF, 0xFF, 0x35, 0x12, 0xFF, 0xFF, 0xFF, 0xFF]).unwrap().matches(slave));
+    // The last digits of a number say too much, and fit no other.
+    assert_eq!(select([0x78, 0x56, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]), Err(Refused::Selection));
+    assert_eq!(select([0x78, 0x56, 0x34, 0xF2, 0xFF, 0xFF, 0xFF, 0xFF]), Err(Refused::Selection));
+}
+
+#[test]
+fn what_a_master_writes_names_nobody_either() {
+    let rewriter = Rewriter::new(Plan { names: Some(Secret::new(8)), ..Plan::default() });
+    let new = |ci, data: &[u8]| {
+        let frame = Frame::Long { control: 0x73, address: 5, ci, data };
+        rewriter.frame(&frame, "bus").map(|written| written.bytes)
+    };
+    // A number, a whole identity, a customer's name, a password.
+    for record in [
+        &[0x0C, 0x79, 0x78, 0x56, 0x34, 0x12][..],
+        &[0x07, 0x79, 0x78, 0x56, 0x34, 0x12, 0x2D, 0x2C, 0x1B, 0x04],
+        &[0x0D, 0xFD, 0x11, 0x05, b'h', b't', b'i', b'm', b'S'],
+        &[0x02, 0xFD, 0x16, 0x34, 0x12],
+    ] {
+        let bytes = new(0x51, record).unwrap();
+        assert!(Frame::parse(&bytes).is_ok());
+        let data = &bytes[7..bytes.len() - 2];
+        assert_eq!(data.len(), record.len());
+        let head = if record[1] == 0xFD { 3 } else { 2 };
+        assert!(data.starts_with(&record[..head]));
+        for (is, was) in data[head..].iter().zip(&record[head..]).take(2).skip(usize::from(record[0] == 0x0D)) {
+            assert_ne!(is, was, "{record:02X?} became {data:02X?}");
+        }
+    }
+    // The address on the bus names nobody; unknown commands may say anything.
+    assert_eq!(&new(0x51, &[0x01, 0x7A, 0x07]).unwrap()[7..10], [0x01, 0x7A, 0x07]);
+    assert_eq!(new(0x5C, &[1, 2, 3]), Err(Refused::Data(0x5C)));
+    assert!(new(0xB8, &[]).is_ok());
+}
+
+/// Arbitrary bytes, and telegrams and frames with a few bytes changed and made valid again.
+fn is_safe(bytes: &[u8]) {
+    let shift = SignedDuration::from_secs(86_399);
+    let plans = [
+        Plan { names: Some(Secret::new(4)), shift: SignedDuration::from_hours(-48), ..Plan::default() },
+        Plan { names: Some(Secret::new(5)), keep_unknown: true, offsets: Some(Offsets::default()), ..Plan::default() },
+        Plan { shift, ..Plan::default() },
+    ];
+    for plan in plans {
+        let names = plan.names.is_some();
+        let rewriter = Rewriter::new(plan);
+        for wire in [capture::Wire::P1, capture::Wire::Mbus] {
+            let mut cutter = Cutter::new(wire, None);
+            cutter.push(bytes);
+            cutter.end();
+            while let Some(cut) = cutter.poll() {
+                match cut.what {
+                    Found::Nothing(..) => {}
+                    Found::Telegram(whole) => {
+                        let telegram = whole.telegram();
+                        Survey::default().telegram(&telegram, None, "p1");
+                        if let Ok(written) = rewriter.telegram(&telegram, None, "p1") {
+                            let (reports, _) = read(&written.bytes);
+                            assert!(!names || names_of(&reports).is_disjoint(&names_of(&self::reports(&telegram))));
+                        }
+                    }
+                    Found::Frame(bytes) => {
+                        let (frame, _) = Frame::parse(&bytes).unwrap();
+                        Survey::default().frame(&frame, "bus");
+                        if let Ok(written) = rewriter.frame(&frame, "bus") {
+                            let (_, length) = Frame::parse(&written.bytes).unwrap();
+                            assert_eq!(length, written.bytes.len());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = bytes.iter().rposition(|&byte| byte == b'!') {
+        bytes.truncate(end + 1);
+        let crc = p1::crc::as_sent(&bytes);
+        bytes.extend(format!("{crc:04X}\r\n").into_bytes());
+    }
+    bytes
+}
+
+/// The fixtures of both kinds.
+static FIXTURES: LazyLock<[Vec<Sample>; 2]> = LazyLock::new(|| {
+    let is_ours = |sample: &Sample| !sample.name.contains('/');
+    [samples::fixtures(), buses().into_iter().filter(is_ours).collect()]
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_comes_nothing_panics_and_what_is_written_is_read(
+        noise in prop::collection::vec(any::<u8>(), 0..300),
+        which in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+    ) {
+        is_safe(&noise);
+        // A frame around it: its checksum is valid.
+        let data = &noise[..noise.len().min(200)];
+        for (control, ci) in [(8, 0x72), (8, 0x76), (8, 0x78), (8, 0x73), (0x53, 0x51), (0x53, 0x52)] {
+            is_safe(&Frame::Long { control, address: 1, ci, data }.emit());
+        }
+        // A telegram with other bytes in it.
+        let [telegrams, frames] = &*FIXTURES;
+        let mut bytes = which.get(telegrams).bytes.clone();
+        for (place, byte) in &changes {
+            let place = place.index(bytes.len());
+            bytes[place] = *byte;
+        }
+        is_safe(&with_crc(bytes));
+        let mut bytes = which.get(frames).bytes.clone();
+        if let Ok((Frame::Long { control, address, ci, data }, _)) = Frame::parse(&bytes) {
+            let mut data = data.to_vec();
+            for (place, byte) in changes.iter().take(data.len()) {
+                let place = place.index(data.len());
+                data[place] = *byte;
+            }
+            bytes = Frame::Long { control, address, ci, data: &data }.emit();
+        }
+        is_safe(&bytes);
+    }
+}
+
+/// What `redact` says, and what it wrote.
+fn redact(arguments: &[&str], input: &[u8]) -> parts::Ended {
+    meterkast(&[&["redact"], arguments].concat(), input)
+}
+
+fn fixture(name: &str) -> String {
+    format!("{}/fixtures/{name}", samples::root().display())
+}
+
+/// A capture of two ports: a telegram in pieces, and a bus in both directions.
+fn recording(at: &str) -> String {
+    let telegram = fs::read(fixture("p1/dsmr50-gas-heat-hotwater.txt")).unwrap();
+    let answer = buses().into_iter().find(|sample| sample.name == "heat-gj.hex").unwrap().bytes;
+    let mut lines = vec![
+        format!(r#"{{"capture":1,"port":"p1","wire":"p1","address":"/dev/serial/by-id/usb-A10K1234567","at":"{at}"}}"#),
+        format!(r#"{{"capture":1,"port":"bus","wire":"mbus","settings":"2400 8E1","at":"{at}"}}"#),
+    ];
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let mut line = |us: u32, port: &str, to: &str, bytes: &[u8]| {
+        lines.push(format!(r#"{{"port":"{port}","us":{us},"at":"{at}"{to},"hex":"{}"}}"#, hex(bytes)));
+    };
+    line(1000, "bus", r#","to":"meter""#, &[0x10, 0x5B, 0xFD, 0x58, 0x16]);
+    for (number, piece) in telegram.chunks(telegram.len().div_ceil(5)).enumerate() {
+        line(2000 + number as u32, "p1", "", piece);
+        if number < 2 {
+            let (begin, end) = answer.split_at(30);
+            line(3000 + number as u32, "bus", "", if number == 0 { begin } else { end });
+        }
+    }
+    lines.push(format!(r#"{{"port":"bus","us":9000,"at":"{at}","lost":3}}"#));
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn a_capture_stays_a_capture() {
+    let folder = Folder::new();
+    let recorded = recording("2026-11-22T10:20:00.5Z");
+    let file = folder.file("one.jsonl", &recorded);
+    let out = folder.path("out.jsonl");
+    let arguments = [file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--shift", "7"];
+    let ended = redact(&arguments, b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("meters renamed: 5 (1 electricity, 1 gas, 2 heat, 1 hot_water)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("written: 1 telegrams of P1, 2 frames of M-Bus"), "{}", ended.stderr);
+    let entries =
+        |text: &str| -> Vec<Entry> { text.lines().map(|line| Entry::parse(line.as_bytes()).unwrap()).collect() };
+    let written = fs::read_to_string(&out).unwrap();
+    let (old, new) = (entries(&recorded), entries(&written));
+    assert_eq!(old.len(), new.len());
+    let week = SignedDuration::from_hours(7 * 24);
+    let mut streams: [Vec<u8>; 3] = Default::default();
+    for (old, new) in old.iter().zip(&new) {
+        match (old, new) {
+            (Entry::Opening(old), Entry::Opening(new)) => {
+                assert_eq!((&new.port, new.wire, &new.settings), (&old.port, old.wire, &old.settings));
+                assert_eq!((new.address.as_str(), new.at), ("", old.at + week));
+            }
+            (Entry::Chunk(old), Entry::Chunk(new)) => {
+                assert_eq!((&new.port, new.us, new.at), (&old.port, old.us, old.at + week));
+                match (&old.what, &new.what) {
+                    (capture::What::Bytes(way, _), capture::What::Bytes(new_way, bytes)) => {
+                        assert_eq!(way, new_way);
+                        let stream = if *way == capture::Way::ToMeter { 2 } else { usize::from(new.port == "bus") };
+                        streams[stream].extend(bytes);
+                    }
+                    (old, new) => assert_eq!(old, new),
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let [p1, bus, to_meter] = streams;
+    assert_eq!(read(&p1).0.len(), 4);
+    assert!(mbus::read(&bus, 1).is_ok());
+    assert_eq!(to_meter, [0x10, 0x5B, 0xFD, 0x58, 0x16]);
+    assert!(!stands("10000001", &bus) && !stands("10K1234567", written.as_bytes()));
+
+    // Once more: what is there is kept, and the names are others each time unless they are asked for.
+    let again = redact(&arguments, b"");
+    assert_eq!(again.code, Some(2));
+    assert!(again.stderr.contains("is there already"), "{}", again.stderr);
+    assert_eq!(fs::read_to_string(&out).unwrap(), written);
+    assert_eq!(redact(&[&arguments[..], &["--force"]].concat(), b"").code, Some(0));
+    assert_ne!(fs::read_to_string(&out).unwrap(), written);
+    let seeded = |seed: &str| redact(&[arguments[0], "--out", "-", "--seed", seed], b"").stdout;
+    assert_eq!(seeded("7"), seeded("7"));
+    assert_ne!(seeded("7"), seeded("8"));
+    // From standard input, and packed.
+    assert_eq!(redact(&["-", "--out", "-", "--seed", "7"], recorded.as_bytes()).stdout, seeded("7"));
+    let packed = folder.path("out.jsonl.gz");
+    assert_eq!(redact(&[arguments[0], "--out", packed.to_str().unwrap(), "--seed", "7"], b"").code, Some(0));
+    assert_eq!(redact(&[packed.to_str().unwrap(), "--out", "-", "--seed", "1"], b"").code, Some(0));
+    // Not over what is to be redacted.
+    assert_eq!(redact(&[arguments[0], "--out", arguments[0], "--force"], b"").code, Some(2));
+}
+
+#[test]
+fn a_meter_has_one_new_name_in_all_files() {
+    let folder = Folder::new();
+    let names = ["p1/dsmr50-gas-heat-hotwater.txt", "mbus/heat-gj.hex", "p1/lithuania.txt"].map(fixture);
+    let out = folder.path("out");
+    fs::create_dir(&out).unwrap();
+    let mut arguments: Vec<&str> = names.iter().map(String::as_str).collect();
+    let copy = folder.file("copy.txt", fs::read(&names[0]).unwrap());
+    arguments.extend([copy.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    let ended = redact(&arguments, b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let written = |name: &str| fs::read(out.join(name)).unwrap();
+    assert_eq!(written("copy.txt"), written("dsmr50-gas-heat-hotwater.txt"));
+    // M-Bus stays hex digits.
+    let hex = String::from_utf8(written("heat-gj.hex")).unwrap();
+    assert!(hex.starts_with("68585868") && hex.lines().count() == 1, "{hex}");
+    // Into one file only what has one form.
+    let one = folder.path("one.txt");
+    let ended = redact(&[&names[0], &names[1], "--out", one.to_str().unwrap()], b"");
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(!one.exists());
+    let ended = redact(&[&names[0], &names[0], "--out", one.to_str().unwrap()], b"");
+    assert_eq!((ended.code, telegrams(&fs::read(&one).unwrap(), |_| {})), (Some(0), 2));
+}
+
+#[test]
+fn what_cannot_be_checked_is_left_out_and_told() {
+    let folder = Folder::new();
+    let out = folder.path("out");
+    let run = |arguments: &[&str], input: &[u8]| {
+        let ended = redact(&[arguments, &["--out", out.to_str().unwrap()]].concat(), input);
+        let written = fs::read(&out).ok();
+        let _ = fs::remove_file(&out);
+        (ended, written)
+    };
+    for (file, kind, telegrams_left) in [
+        ("p1/bad-crc-between.txt", "crc-mismatch", 2),
+        ("p1/truncated-then-good.txt", "truncated", 1),
+        ("p1/starts-in-the-middle.txt", "fragment", 1),
+    ] {
+        let (ended, written) = run(&[&fixture(file)], b"");
+        assert_eq!(ended.code, Some(1), "{file}");
+        assert!(ended.stderr.contains(": left out: "), "{file}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("left out: 1 (1 {kind})")), "{file}: {}", ended.stderr);
+        assert_eq!(telegrams(&written.unwrap(), |_| {}), telegrams_left, "{file}");
+    }
+    // Nothing is left: no file.
+    for input in [&b""[..], b"noise\xFF\x00without end", &[0x68; 5000], b"{\"capture\":1,\"port\":"] {
+        let (ended, written) = run(&["-"], input);
+        assert_eq!((ended.code, written), (Some(1), None), "{}", ended.stderr);
+    }
+    // A capture with lines that are none, and one whose end is missing.
+    let mut lines: Vec<String> = recording("2026-11-22T10:20:00.5Z").lines().map(str::to_owned).collect();
+    lines.insert(3, "nothing".into());
+    lines.push(r#"{"port":"p1","us":99"#.into());
+    let (ended, written) = run(&["-"], lines.join("\n").as_bytes());
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("-: line 4: ") && ended.stderr.contains("left out: 2 (2 line)"), "{}", ended.stderr);
+    assert!(written.unwrap().starts_with(b"{\"capture\":1"));
+    // Lines that nobody explains, which may say anything.
+    let (ended, written) = run(&[&fixture("p1/unknown-lines.txt")], b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("lines of P1 that nobody explains, left out: "), "{}", ended.stderr);
+    let (_, kept) = run(&[&fixture("p1/unknown-lines.txt"), "--keep-unknown"], b"");
+    assert!(kept.unwrap().len() > written.unwrap().len());
+    // A file that is not there, and places where nothing can be written.
+    assert_eq!(run(&["/no such file"], b"").0.code, Some(1));
+    let nowhere = redact(&[&fixture("p1/lithuania.txt"), "--out", "/proc/nothing/out"], b"");
+    assert_eq!((nowhere.code, nowhere.stderr.contains("/proc/nothing/out")), (Some(1), true), "{}", nowhere.stderr);
+    assert!(fs::read_dir(folder.path("")).unwrap().next().is_none(), "nothing half done is left");
+}
+
+#[test]
+fn encrypted_telegrams_are_written_in_plain_where_there_is_a_key() {
+    let Some(folder) = samples::corpus_folder() else { return };
+    let file = samples::files(&folder.join("encrypted"), "bin").remove(0);
+    let file = file.to_str().unwrap();
+    let ended = redact(&[file, "--out", "-"], b"");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 encrypted"), "{}", ended.stderr);
 }
