@@ -131,10 +131,8 @@ impl<'a> Parts<'a> {
                 report.readings.iter().filter(is).nth(*twin - 1)
             };
             match meaning {
-                Meaning::Register { name, .. } => {
-                    if brackets(line.text).next().is_some_and(|content| digits(content).is_some()) {
-                        add(0, named(name, 0));
-                    }
+                Meaning::Register { name, .. } if brackets(line.text).next().and_then(digits).is_some() => {
+                    add(0, named(name, 0));
                 }
                 Meaning::Snapshot(registers) => {
                     for (number, (name, _)) in registers.iter().enumerate() {

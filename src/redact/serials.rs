@@ -71,7 +71,7 @@ impl Serials {
             let rest = view.digits.get(at..).unwrap_or_default();
             let found = |serial: &Vec<u8>| {
                 // A number in BCD fills its bytes to the end.
-                let is_aligned = !view.is_bcd || (at + serial.len()) % 2 == 0;
+                let is_aligned = !view.is_bcd || (at + serial.len()).is_multiple_of(2);
                 is_aligned && (!values || is_certain(serial)) && rest.starts_with(serial)
             };
             self.all.get(&begin).is_some_and(|serials| serials.iter().any(found))
