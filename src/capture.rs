@@ -39,6 +39,7 @@ const LONGEST_LINE: usize = 256 * 1024;
 /// What is spoken at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Wire {
     /// P1 telegrams.
     P1,
@@ -86,6 +87,7 @@ pub struct Chunk {
 
 /// What a chunk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum What {
     /// Bytes, at most 64 KiB.
     Bytes(Way, Vec<u8>),
@@ -95,6 +97,7 @@ pub enum What {
 
 /// A line of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Entry {
     /// A port is recorded from here.
     Opening(Opening),

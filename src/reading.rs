@@ -14,6 +14,7 @@ use crate::{
 
 /// What a meter measures. From the device type of EN 13757-3 (P1: `0-n:24.1.0`, M-Bus: the header).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Medium {
     /// 2.
     Electricity,
@@ -174,6 +175,7 @@ pub struct Qualifiers {
 
 /// Why a value that passed every check is still not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Suspect {
     /// Lower than before.
     Backwards,
@@ -234,6 +236,7 @@ impl Reading {
 
 /// Whose clock a time is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Clock {
     /// The meter's own.
     Meter,

@@ -7,6 +7,17 @@
 //! What a line or a record becomes is not found here a second time: it is what `p1` and `mbus` decode of it, and its neighbours
 //! where they matter.
 //!
+//! ```
+//! use meterkast::explain::p1::Explainer;
+//!
+//! let mut explainer = Explainer::new(None, None);
+//! explainer.push(b"/XYZ5 example\r\n\r\n1-0:1.8.2(000123.456*kWh)\r\n!\r\n");
+//! explainer.end();
+//! let piece = explainer.poll().unwrap();
+//! let line = &piece.parts[2];
+//! assert_eq!((line.from, line.meaning.as_str()), (17, "import_rate2 123.456 kWh"));
+//! ```
+//!
 //! Sources: as of [`crate::p1`] and [`crate::mbus`]; the groups of OBIS codes by IEC 62056-6-1.
 //!
 //! Not supported: binary (DLMS) push frames, and the inside of encrypted M-Bus telegrams.
@@ -50,6 +61,7 @@ impl Mark {
 
 /// A stretch of a [`Piece`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Part {
     /// Where it begins, in bytes since the piece began.
     pub from: usize,
@@ -67,6 +79,7 @@ pub struct Part {
 
 /// A telegram, a frame, or what stands between.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Piece {
     /// Where it begins, in bytes since the stream began.
     pub offset: u64,

@@ -54,6 +54,7 @@ mod ci {
 
 /// Why an answer is none, or cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Reason {
     /// It is no frame.
     #[error("no frame: {0}")]
@@ -145,6 +146,7 @@ const fn application_error(code: Option<u8>) -> &'static str {
 
 /// What a meter said, and who it is on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Decoded {
     /// The readings.
     pub report: Report<Identity>,
@@ -295,7 +297,20 @@ pub fn read(bytes: &[u8], standard_offset: i8) -> Result<Decoded, Reason> {
     decode(&[frame], standard_offset)
 }
 
-/// What the frames of one readout say. `standard_offset`: hours east of UTC that the meter's clock stands in winter.
+/// What the frames of one readout say.
+///
+/// ```
+/// use meterkast::mbus::{self, Frame};
+///
+/// // An answer without a header: a volume of 1.234 m3, and a record that nobody knows.
+/// let frame = Frame::Long { control: 0x08, address: 5, ci: 0x78, data: &[0x0C, 0x13, 0x34, 0x12, 0, 0, 0x01, 0xFF, 0x07, 0x2A] };
+/// let decoded = mbus::decode(&[frame], 1)?;
+/// assert_eq!(decoded.report.readings[0].value.to_string(), "1.234");
+/// assert_eq!((decoded.report.unknown[0].code.as_str(), decoded.report.unknown[0].text.as_str()), ("01FF07", "2a"));
+/// # Ok::<(), mbus::Reason>(())
+/// ```
+///
+/// `standard_offset`: hours east of UTC that the meter's clock stands in winter.
 pub fn decode(frames: &[Frame<'_>], standard_offset: i8) -> Result<Decoded, Reason> {
     let mut answers = frames.iter().map(Answer::parse);
     let first = answers.next().unwrap_or(Err(Reason::Frame(FrameError::Incomplete(1))))?;

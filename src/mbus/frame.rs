@@ -52,6 +52,16 @@ pub mod address {
 }
 
 /// A frame.
+///
+/// ```
+/// use meterkast::mbus::{Frame, FrameError, control};
+///
+/// let request = Frame::Short { control: control::REQ_UD2, address: 5 };
+/// let bytes = request.emit();
+/// assert_eq!(bytes, [0x10, 0x5B, 0x05, 0x60, 0x16]);
+/// assert_eq!(Frame::parse(&bytes), Ok((request, 5)));
+/// assert_eq!(Frame::parse(&bytes[..3]), Err(FrameError::Incomplete(2)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// `E5`.
@@ -78,6 +88,7 @@ pub enum Frame<'a> {
 
 /// Why bytes are no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FrameError {
     /// No frame begins so.
     #[error("no frame begins with {0:02X}")]

@@ -174,6 +174,7 @@ pub enum Action {
 
 /// What came of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// All telegrams of a slave.
     Readout(Readout),
@@ -211,6 +212,7 @@ pub enum Heard {
 
 /// Why a job came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Trouble {
     /// No answer.
     #[error(
@@ -314,6 +316,43 @@ enum State {
 }
 
 /// The master.
+///
+/// ```
+/// use std::time::Duration;
+/// use meterkast::mbus::{Action, Frame, Job, Master, Outcome, Target, Timing};
+///
+/// /// A meter that answers at once.
+/// fn meter(request: &[u8]) -> Vec<u8> {
+///     match Frame::parse(request) {
+///         Ok((Frame::Short { control: 0x40, address: 5 }, _)) => vec![0xE5],
+///         Ok((Frame::Short { address: 5, .. }, _)) => {
+///             Frame::Long { control: 0x08, address: 5, ci: 0x78, data: &[0x0C, 0x13, 0x34, 0x12, 0, 0] }.emit()
+///         }
+///         _ => Vec::new(),
+///     }
+/// }
+///
+/// let mut now = Duration::ZERO;
+/// let mut master = Master::new(2400);
+/// master.start(now, Job::read(Target::Primary(5), Timing::STANDARD));
+/// let outcome = loop {
+///     let mut answer = Vec::new();
+///     match master.poll_action() {
+///         Some(Action::Send(bytes)) => answer = meter(&bytes),
+///         Some(Action::Done(outcome)) => break outcome,
+///         Some(Action::Baud(_)) | None => {}
+///     }
+///     if !answer.is_empty() {
+///         now += Duration::from_millis(40);
+///         master.handle_bytes(now, &answer);
+///     } else if let Some(deadline) = master.deadline() {
+///         now = deadline;
+///         master.handle_timeout(now);
+///     }
+/// };
+/// let Outcome::Readout(readout) = outcome else { panic!() };
+/// assert_eq!(readout.frames.len(), 1);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Master {
     state: State,

@@ -112,6 +112,7 @@ pub enum Item<'a> {
 
 /// Why records end where they should not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RecordError {
     /// The frame ends within a record.
     #[error("the record at byte {at} breaks off within its {part}")]
@@ -140,6 +141,17 @@ pub enum RecordError {
 }
 
 /// Reads records one after the other. After an error there are no more.
+///
+/// ```
+/// use meterkast::mbus::{Item, RecordError, Records, vif};
+///
+/// let mut records = Records::new(&[0x4C, 0x13, 0x78, 0x56, 0x34, 0x12, 0x04, 0x06, 0x01]);
+/// let Some(Ok(Item::Record(record))) = records.next() else { panic!() };
+/// assert_eq!(record.qualifiers.storage, 1);
+/// assert_eq!(vif::meaning(&record.vib).unwrap().name, "volume");
+/// assert_eq!(records.next(), Some(Err(RecordError::BreaksOff { at: 6, part: "data" })));
+/// assert_eq!(records.next(), None);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Records<'a> {
     all: &'a [u8],

@@ -43,6 +43,7 @@ pub struct Meter {
 
 /// What a search tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finding {
     /// A meter.
     Meter(Meter),

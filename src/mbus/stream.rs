@@ -33,6 +33,7 @@ const MOST_TELEGRAMS: usize = 32;
 
 /// A readout.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Piece {
     /// Where its first frame begins, in bytes since the stream began.
     pub offset: u64,
@@ -69,6 +70,19 @@ pub fn begins(bytes: &[u8]) -> Option<bool> {
 
 /// Cuts a stream of bytes into frames, and reads what meters answer. Holds at most a frame besides what the last
 /// [`push`](Stream::push) brought, and the telegrams of one readout.
+///
+/// ```
+/// use meterkast::mbus::{Frame, Stream};
+///
+/// let request = Frame::Short { control: 0x5B, address: 5 }.emit();
+/// let answer = Frame::Long { control: 0x08, address: 5, ci: 0x78, data: &[0x0C, 0x13, 0x34, 0x12, 0, 0] }.emit();
+/// let mut stream = Stream::new(1);
+/// stream.push(&[&request[..], b"\xFF", &answer].concat());
+/// let noise = stream.poll().unwrap().unwrap_err();
+/// assert_eq!((noise.offset, noise.length), (5, 1));
+/// let piece = stream.poll().unwrap().unwrap();
+/// assert_eq!((piece.offset, piece.decoded.address, stream.requests()), (6, 5, 1));
+/// ```
 #[derive(Debug)]
 pub struct Stream {
     buffer: Vec<u8>,

@@ -33,6 +33,7 @@ pub struct Meaning {
 
 /// How the data of a record is to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A number of 10^`exponent` of a base unit.
     Amount {
@@ -68,6 +69,7 @@ pub enum Direction {
 /// Units that the tables count in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is named as it is")]
+#[non_exhaustive]
 pub enum Base {
     WattHour,
     Joule,

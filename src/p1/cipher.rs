@@ -68,6 +68,15 @@ pub(super) fn may_begin(bytes: &[u8]) -> bool {
 }
 
 /// What opens the telegrams of one meter. Printed as dots.
+///
+/// ```
+/// use meterkast::p1::{Key, Reader};
+///
+/// let key = Key::from_text("000102030405060708090A0B0C0D0E0F")?;
+/// assert_eq!(format!("{key:?}"), "Key(...)");
+/// let reader = Reader::new(None, Some(key));
+/// # Ok::<(), meterkast::p1::NotAKey>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     encryption: [u8; 16],

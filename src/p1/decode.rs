@@ -36,6 +36,22 @@ pub struct Decoded {
 }
 
 /// Decodes a telegram, by the tables of `dialect` or of the one that it seems to be of.
+///
+/// ```
+/// use meterkast::p1::{Dialect, Framer, Telegram, Writer, decode};
+///
+/// let bytes = Writer::new("XYZ5 example").line("1-3:0.2.8(50)").line("1-0:1.8.1(1.000*kWh)").line("9-9:9.9.9(?)").finish(true);
+/// let mut framer = Framer::new();
+/// framer.push(&bytes);
+/// let telegram = Telegram::check(framer.poll().unwrap())?;
+/// let report = &decode(&telegram, None).reports[0];
+/// assert_eq!(report.readings[0].register.as_str(), "import_low");
+/// assert_eq!(report.unknown[0].code, "9-9:9.9.9");
+/// // In Belgium tariff 1 is by day.
+/// let report = &decode(&telegram, Some(Dialect::Belgium)).reports[0];
+/// assert_eq!(report.readings[0].register.as_str(), "import_normal");
+/// # Ok::<(), meterkast::p1::Rejected>(())
+/// ```
 pub fn decode(telegram: &Telegram<'_>, dialect: Option<Dialect>) -> Decoded {
     let dialect = dialect.unwrap_or_else(|| Dialect::detect(telegram));
     let mut main = Main::new(telegram, dialect);

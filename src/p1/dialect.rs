@@ -12,6 +12,7 @@ use crate::{obis::Obis, reading::Medium, unit::Unit};
 
 /// Whose tables explain a telegram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dialect {
     /// DSMR 2.2 to 5.0.2, and WarmteLink. Tariff 1 is low, tariff 2 is normal.
     Netherlands,

@@ -60,6 +60,18 @@ pub enum Tail {
 
 /// Cuts a stream of bytes into [`Piece`]s. Holds at most [`MAX_TELEGRAM`] bytes and 30 besides what the last
 /// [`push`](Framer::push) brought.
+///
+/// ```
+/// use meterkast::p1::{Framer, Piece, Reason, Tail};
+///
+/// let mut framer = Framer::new();
+/// framer.push(b"noise/XYZ5 example\r\n\r\n1-0:1.8.1(1.000*kWh)\r\n!");
+/// let Some(Piece::Rejected { offset: 0, length: 5, reason: Reason::Fragment }) = framer.poll() else { panic!() };
+/// // Digits may follow the `!`.
+/// assert_eq!(framer.poll(), None);
+/// framer.push(b"\r\n");
+/// let Some(Piece::Telegram { offset: 5, tail: Tail::Nothing, .. }) = framer.poll() else { panic!() };
+/// ```
 #[derive(Debug, Default)]
 pub struct Framer {
     buffer: Vec<u8>,

@@ -51,6 +51,7 @@ pub struct Rejected {
 
 /// Why a piece of the input is no valid telegram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Reason {
     /// Bytes outside any telegram.
     #[error("fragment: not the beginning of a telegram")]

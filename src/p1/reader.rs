@@ -18,6 +18,7 @@ const FOREIGN: u32 = 5;
 
 /// A telegram that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Accepted {
     /// Where it begins, in bytes since the stream began.
     pub offset: u64,
@@ -32,6 +33,23 @@ pub struct Accepted {
 }
 
 /// Reads a stream of bytes.
+///
+/// ```
+/// use meterkast::p1::{Reader, Reason};
+///
+/// let good = meterkast::p1::Writer::new("XYZ5 example").line("1-3:0.2.8(50)").line("1-0:1.8.1(1.000*kWh)").finish(true);
+/// let mut damaged = good.clone();
+/// damaged[40] ^= 1;
+/// let mut reader = Reader::new(None, None);
+/// reader.push(&damaged);
+/// reader.push(&good);
+/// reader.end();
+/// let rejected = reader.poll().unwrap().unwrap_err();
+/// assert_eq!((rejected.offset, rejected.reason.kind()), (0, "crc-mismatch"));
+/// let telegram = reader.poll().unwrap().unwrap();
+/// assert_eq!(telegram.decoded.dialect.name(), "netherlands");
+/// assert!(reader.poll().is_none());
+/// ```
 #[derive(Debug, Default)]
 pub struct Reader {
     framer: Framer,

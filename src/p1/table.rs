@@ -21,6 +21,7 @@ use crate::{obis::Obis, unit::Unit};
 
 /// What a line is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Meaning {
     /// `(value*unit)`: a register.
     Register {

@@ -22,6 +22,18 @@ const VERSION: Obis = Obis::new(1, 3, 0, 2, 8);
 const VERSION_BELGIUM: Obis = Obis::new(0, 0, 96, 1, 4);
 
 /// A telegram that passed its CRC, or has none by its version.
+///
+/// ```
+/// use meterkast::p1::{Framer, Telegram, Writer};
+///
+/// let mut framer = Framer::new();
+/// framer.push(&Writer::new("XYZ5 example").line("1-3:0.2.8(50)").finish(true));
+/// let telegram = Telegram::check(framer.poll().unwrap())?;
+/// assert_eq!(telegram.identification(), b"XYZ5 example");
+/// let line = telegram.lines().next().unwrap();
+/// assert_eq!((line.code.unwrap().to_string().as_str(), line.text), ("1-3:0.2.8", &b"(50)"[..]));
+/// # Ok::<(), meterkast::p1::Rejected>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Telegram<'a> {
     /// Where it begins, in bytes since the stream began.

@@ -17,6 +17,7 @@ use crate::obis::Obis;
 
 /// How the bytes of a file are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Form {
     /// As they are.
     Raw,

@@ -20,6 +20,7 @@ mod explain;
 mod fixtures;
 mod gateway_faults;
 mod house;
+mod library;
 mod mbus_bus;
 mod mbus_corpus;
 mod mbus_differential;

@@ -131,6 +131,7 @@ fn ours(item: &Item<'_>) -> Said {
         Some(Kind::Plain { exponent, .. }) => (String::new(), *exponent),
         Some(Kind::Identifier | Kind::Flags | Kind::Date) => (String::new(), 0),
         None => ("unknown".to_owned(), 0),
+        Some(other) => panic!("{other:?} is new: compare it"),
     };
     let signed = !matches!(kind, Some(Kind::Identifier | Kind::Flags));
     let what = match record.value(signed) {
@@ -187,6 +188,7 @@ const fn their_unit(base: Base) -> &'static str {
         Base::Month => "Month",
         Base::Year => "Year",
         Base::None => "",
+        _ => panic!("a base unit is new: compare it"),
     }
 }
 
