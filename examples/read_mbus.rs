@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("{:#?}", mbus::decode(&frames, 1)?);
             Ok(())
         }
-        Outcome::Failed(trouble) => Err(trouble.into()),
+        Outcome::Failed(trouble) => Err(trouble.to_string().into()),
         other => Err(format!("{other:?}").into()),
     }
 }
