@@ -52,14 +52,14 @@ fn hash(text: &str) -> u64 {
 fn the_same_seed_gives_the_same_bytes() {
     let day = |description: &str| simulate(description, "2026-03-28T22:00:00+01:00", "2026-03-29T06:00:00+02:00", &[]);
     let first = day(HOUSEHOLD);
-    assert!(first.lines().count() > 3000, "{}", first.lines().count());
+    assert!(first.lines().count() > 2500, "{}", first.lines().count());
     assert_eq!(first, day(HOUSEHOLD));
     assert_ne!(first, day(&HOUSEHOLD.replace("seed = 7", "seed = 8")));
     // On every machine. Whoever changes what is simulated writes the new number here.
     assert_eq!(hash(&first), HASH, "{:#018x}", hash(&first));
 }
 
-const HASH: u64 = 0;
+const HASH: u64 = 0xF199_BAC7_5BA1_BA49;
 
 /// Four days around a change of the clock and of a month, with a meter exchanged behind the P1 port and one on the bus.
 const MARCH: &str = r#"
@@ -139,7 +139,7 @@ fn every_register_in_the_store_is_what_the_meters_count() {
     // Some telegrams were damaged, and named.
     assert!(summary["rejected"].as_u64().unwrap() > 0, "{summary}");
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert_eq!(summary["messages"], summary["stored"], "{summary}");
+    assert_eq!(summary["messages"], summary["acknowledged"], "{summary}");
 
     let mut expected: BTreeMap<String, Registers> = BTreeMap::new();
     for line in fs::read_to_string(&books).unwrap().lines() {
