@@ -1,8 +1,9 @@
-//! Virtual meters: what the demo reads where no meter hangs.
+//! Virtual meters: what the demo reads where no meter hangs, and years of a household to try a store with.
 //!
-//! Enters: a seed and a [`Moment`](crate::moment::Moment). Leaves: P1 telegrams of a [`Household`], and
-//! the [`Book`]s of what its meters truly count, to hold against what arrived in a store. Nothing here
-//! knows the time or chance: the same seed and moments give the same bytes, on every machine.
+//! Enters: a [`Description`] and [`Moment`](crate::moment::Moment)s. Leaves: P1 telegrams of a [`Household`] in every
+//! [`Dialect`], answers on an M-Bus ([`Bus`]), all that both ports bring from one moment to another ([`Tape`]); and the
+//! [`Book`]s of what the meters truly hold, to compare with what arrived in a store. Nothing here
+//! knows the time or chance: the same description and moments give the same bytes, on every machine.
 //!
 //! ```
 //! # use meterkast::{moment::NotAMoment, p1, simulate::Household};
@@ -16,11 +17,12 @@
 //! # Ok::<(), NotAMoment>(())
 //! ```
 //!
-//! [`Bus`] is an M-Bus with virtual slaves.
+//! What happens to the meters ([`description::Event`]): exchange, power failure, a clock that leaps, other firmware. What goes wrong on the
+//! way: [`Faults`]. Summer time comes and goes by the country's rule, except in Sweden, whose meters stay with normal time.
 //!
-//! Not supported: other countries, other versions than DSMR
-//! 5.0.2, public holidays (the low tariff on weekdays), years outside 2007..=2099, whose telegrams no
-//! clock of a meter could show, and fractions of a second, which are dropped.
+//! Not supported: public holidays (the low tariff on weekdays); cooling and electricity behind a P1 port; several P1 ports; a slave meter that is
+//! silent while its port goes on; years outside 2007..=2099, whose telegrams no clock of a meter could show; fractions of a second, which
+//! are dropped; leap seconds. The meters of an M-Bus keep their own clock an hour ahead of UTC all year, and it does not leap.
 
 pub mod bus;
 pub mod description;
