@@ -10,14 +10,14 @@ use std::{
 
 use super::{
     Failure, Format, Outcome, Output, dump,
-    input::{Event, Input, Trouble},
+    input::{Doubt, Event, Input, Trouble},
     table,
 };
 use crate::{
     capture::{self, What},
     explain::{self, Piece},
-    mbus::{self, Stream},
-    p1::{self, Dialect, Form, Key, LineEnds, Reader},
+    mbus::Stream,
+    p1::{Dialect, Form, Key, LineEnds, Reader},
     payload, port,
     reading::{Clock, Identity, Report, escape},
 };
@@ -439,41 +439,6 @@ impl Wire {
             Self::P1(_, explainer) => explainer.as_mut()?.poll(),
             Self::Mbus(_, explainer) => explainer.as_mut()?.poll(),
         }
-    }
-}
-
-/// The beginning of a file, while it is not known what it holds.
-#[derive(Default)]
-struct Doubt {
-    held: Vec<u8>,
-    /// How far in `held` nothing begins.
-    looked: usize,
-    /// How many bytes before `held` were given up.
-    skipped: u64,
-}
-
-impl Doubt {
-    /// More noise than that before the first header is told of, but not kept.
-    const MOST: usize = 64 * 1024;
-
-    /// Adds bytes; returns what begins first, if anything does.
-    fn push(&mut self, bytes: &[u8]) -> Option<capture::Wire> {
-        self.held.extend_from_slice(bytes);
-        while let Some(rest) = self.held.get(self.looked..).filter(|rest| !rest.is_empty()) {
-            match (p1::begins(rest), mbus::begins(rest)) {
-                (Some(true), _) => return Some(capture::Wire::P1),
-                (_, Some(true)) => return Some(capture::Wire::Mbus),
-                (Some(false), Some(false)) => self.looked = self.looked.saturating_add(1),
-                // More bytes are needed.
-                _ => break,
-            }
-        }
-        if self.looked > Self::MOST {
-            self.held.drain(..self.looked);
-            self.skipped = self.skipped.saturating_add(self.looked as u64);
-            self.looked = 0;
-        }
-        None
     }
 }
 

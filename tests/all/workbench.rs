@@ -216,7 +216,6 @@ fn what_is_no_capture_is_not_written_to() {
         (&["replay", "/nowhere/x"], "nothing was replayed"),
         (&["replay", "/nowhere/x", "--pty"], "/nowhere/x: No such file"),
         (&["replay", "x", "--pty", "--live"], "cannot be used with"),
-        (&["replay", "x", "--pty", "--shift-to-now"], "--shift-to-now goes the daemon's way only"),
     ] {
         let ended = meterkast(arguments, b"");
         assert!(matches!(ended.code, Some(1 | 2)) && ended.stdout.is_empty(), "{arguments:?}: {ended:?}");
@@ -557,4 +556,53 @@ async fn a_loop_goes_on_until_it_is_ended_and_then_what_was_sent_is_stored() {
     let said: Value = serde_json::from_str(said.trim()).unwrap();
     assert!(said["telegrams"].as_u64().unwrap() > 10, "{said}");
     assert_eq!(said["messages"], said["acknowledged"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_played_to_others_can_be_of_now_too() {
+    let folder = Folder::new();
+    let mut meter = Meter::new(68);
+    let plain = folder.file("x", [b"noise\r\n", &meter.telegrams(5)[..]].concat());
+    let file = folder.path("x.jsonl");
+    assert_eq!(meterkast(&["record", text(&plain), "--out", text(&file)], b"").code, Some(0));
+    let times = |bytes: &[u8]| -> Vec<i64> {
+        let decoded = meterkast(&["decode"], bytes);
+        assert_eq!(decoded.code, Some(0), "{decoded:?}");
+        let lines = decoded.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let electric = lines.filter(|line| line["medium"] == "electricity");
+        electric.map(|line| line["measured_at"].as_str().unwrap().parse::<Timestamp>().unwrap().as_second()).collect()
+    };
+    for file in [&plain, &file] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        let before = Timestamp::now().as_second();
+        let mut caller = Meterkast::start(["replay", text(file), "--tcp-connect", &at, "--shift-to-now"]);
+        let mut heard = Vec::new();
+        listener.accept().await.unwrap().0.read_to_end(&mut heard).await.unwrap();
+        // The noise was rejected.
+        assert_eq!(caller.ends().await.code(), Some(1));
+        let times = times(&heard);
+        assert!((before..=before + 30).contains(&times[0]), "{times:?} {before}");
+        let distances: Vec<i64> = times.iter().map(|time| time - times[0]).collect();
+        assert_eq!(distances, [0, 60, 120, 180, 240]);
+    }
+    // A bus by whole days.
+    let link = folder.path("bus");
+    let frames = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mbus/set-days.hex");
+    let player = Meterkast::start(["replay", text(&frames), "--pty", text(&link), "--shift-to-now"]);
+    player.says("a master opens").await;
+    let port = ["mbus", "read", "--port", text(&link), "--meter", "1", "--format", "json"];
+    let ended = run(&port).await;
+    let read: Value = serde_json::from_str(ended.stdout.trim()).unwrap();
+    let decoded: Value = serde_json::from_str(meterkast(&["decode", text(&frames)], b"").stdout.trim()).unwrap();
+    let days = |report: &Value| -> Vec<i64> {
+        let readings = report["readings"].as_array().unwrap().iter();
+        readings.filter_map(|reading| Some(reading["at"].as_str()?.parse::<Timestamp>().unwrap().as_second())).collect()
+    };
+    let moved: Vec<i64> = days(&read).iter().zip(days(&decoded)).map(|(now, then)| now - then).collect();
+    let begin = decoded["measured_at"].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let expected = Timestamp::now().duration_since(begin).as_hours() / 24 * 86_400;
+    assert_eq!(moved.len(), 3);
+    // A day that the meter's clock has in summer is one hour off in winter.
+    assert!(moved.iter().all(|moved| (moved - expected).abs() <= 3600), "{moved:?} {expected}");
 }

@@ -2,6 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 
+use jiff::{SignedDuration, Timestamp};
 use rustix::fs::inotify;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,15 +17,20 @@ use super::{
         terminal::{Link, terminal},
     },
     Arguments, Counts, Failure, Outcome, Output, Places, Progress, can_be_read,
-    feed::{Feed, Line, Next, Pace, Speed},
+    feed::{Feed, Line, Next, Pace, Shift, Speed},
     slave::Slaves,
 };
 use crate::{
     capture::{Way, What, Wire},
+    mbus::{self, Frame},
     moment::Moment,
-    p1::{LineEnds, Reader},
+    p1::{self, LineEnds, Reader},
     port::read_key,
     reading::escape,
+    redact::{
+        Plan, Refused, Rewriter,
+        cut::{Cutter, Found},
+    },
 };
 
 /// Who does not read for so long misses it, as on a wire; at full speed it is waited for.
@@ -42,11 +48,6 @@ const MOST_NOISE: usize = 1 << 20;
 const MOST: usize = 64 << 20;
 
 pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
-    if arguments.shift_to_now {
-        return Err(Failure::usage(
-            "--shift-to-now goes the daemon's way only; to play another time, write it down first: `meterkast redact` shifts captures",
-        ));
-    }
     for file in &arguments.files {
         can_be_read(file).map_err(|error| Failure::world(format!("{}: {error}", file.display())))?;
     }
@@ -134,6 +135,9 @@ async fn wire(arguments: &Arguments) -> Result<Known, Failure> {
             }
         }
     }
+    if arguments.shift_to_now {
+        recorded = shifted(&recorded, arguments.utc_offset.unwrap_or(1));
+    }
     let slaves = Slaves::of(&recorded);
     if slaves.len() == 0 {
         return Err(Failure::world("no meter's answer in what was to be played"));
@@ -180,6 +184,67 @@ fn keep(
     }
     recorded.push((way, bytes));
     Ok(())
+}
+
+/// The frames of a bus with their times moved by whole days, so that the first that a meter shows is of today: days without a time
+/// stay exact. What is no frame is left out.
+fn shifted(recorded: &[(Way, Vec<u8>)], utc_offset: i8) -> Vec<(Way, Vec<u8>)> {
+    let [mut sent, mut answered] = [(); 2].map(|()| Cutter::new(Wire::Mbus, None));
+    let mut frames = Vec::new();
+    for (way, bytes) in recorded {
+        let cutter = if *way == Way::ToMeter { &mut sent } else { &mut answered };
+        cutter.push(bytes);
+        frames.extend(std::iter::from_fn(|| cutter.poll()).filter_map(|cut| match cut.what {
+            Found::Frame(frame) => Some((*way, frame)),
+            _ => None,
+        }));
+    }
+    let time = |(_, frame): &(Way, Vec<u8>)| mbus::read(frame, utc_offset).ok()?.report.measured_at;
+    let Some(first) = frames.iter().find_map(time) else { return frames };
+    let days = Timestamp::now().duration_since(first.instant()).as_hours() / 24;
+    let rewriter = rewriter(SignedDuration::from_hours(days * 24));
+    for (_, bytes) in &mut frames {
+        if let Ok((frame, _)) = Frame::parse(bytes)
+            && let Ok(written) = rewriter.frame(&frame, "")
+        {
+            *bytes = written.bytes;
+        }
+    }
+    frames
+}
+
+/// Moves times, and changes nothing else.
+fn rewriter(shift: SignedDuration) -> Rewriter {
+    Rewriter::new(Plan { shift, keep_unknown: true, ..Plan::default() })
+}
+
+/// Moves the times of telegrams on their way. What is no telegram is left out.
+struct Shifter {
+    cutter: Cutter,
+    shift: Shift,
+}
+
+impl Shifter {
+    /// The telegrams that are whole now, and why others cannot be written.
+    fn pass(&mut self, bytes: &[u8]) -> (Vec<u8>, Vec<Refused>) {
+        self.cutter.push(bytes);
+        self.poll()
+    }
+
+    fn poll(&mut self) -> (Vec<u8>, Vec<Refused>) {
+        let (mut passed, mut refused) = (Vec::new(), Vec::new());
+        while let Some(cut) = self.cutter.poll() {
+            let Found::Telegram(whole) = cut.what else { continue };
+            let telegram = whole.telegram();
+            let time = p1::decode(&telegram, None).reports.iter().find_map(|report| report.measured_at);
+            // One without a time has none to be moved.
+            match rewriter(self.shift.of(time).unwrap_or_default()).telegram(&telegram, None, "") {
+                Ok(written) => passed.extend(written.bytes),
+                Err(why) => refused.push(why),
+            }
+        }
+        (passed, refused)
+    }
 }
 
 fn other_port(one: &str, other: &str) -> Failure {
@@ -346,7 +411,7 @@ impl Ear<'_> {
 /// Plays telegrams.
 struct Player<'a> {
     arguments: &'a Arguments,
-    key: Option<crate::p1::Key>,
+    key: Option<p1::Key>,
     progress: Progress,
     counts: &'a mut Counts,
     bytes: u64,
@@ -446,6 +511,10 @@ impl Player<'_> {
         let mut reader = Reader::new(None, self.key.clone());
         let (mut line, mut places) = (Line::default(), Places::default());
         let mut port: Option<String> = None;
+        let mut shifter = self.arguments.shift_to_now.then(|| {
+            let cutter = Cutter::new(Wire::P1, self.key.clone());
+            Shifter { cutter, shift: Shift::new(true) }
+        });
         // Of a plain file: what was not played yet, and where in the file it begins.
         let (mut waiting, mut begin, mut is_played) = (Vec::new(), 0u64, window.has(None));
         let mut read = read.into_iter();
@@ -491,7 +560,7 @@ impl Player<'_> {
                     pace.until(then).await;
                     places.push(place, chunk.at, bytes.len());
                     reader.push(&bytes);
-                    if self.say(&bytes, ear).await.is_err() {
+                    if self.pass(&mut shifter, &bytes, ear).await.is_err() {
                         return Ok(Err(Gone));
                     }
                 }
@@ -502,7 +571,7 @@ impl Player<'_> {
                     if waiting.len() > MOST_NOISE {
                         let noise = std::mem::take(&mut waiting);
                         begin = begin.saturating_add(noise.len() as u64);
-                        if is_played && self.say(&noise, ear).await.is_err() {
+                        if is_played && self.pass(&mut shifter, &noise, ear).await.is_err() {
                             return Ok(Err(Gone));
                         }
                     }
@@ -521,7 +590,7 @@ impl Player<'_> {
                             let length = usize::try_from(telegram.offset.saturating_sub(begin)).unwrap_or_default();
                             let before: Vec<u8> = waiting.drain(..length.min(waiting.len())).collect();
                             begin = telegram.offset;
-                            if is_played && self.say(&before, ear).await.is_err() {
+                            if is_played && self.pass(&mut shifter, &before, ear).await.is_err() {
                                 return Ok(Err(Gone));
                             }
                             is_played = window.has(own.map(Moment::instant));
@@ -547,12 +616,32 @@ impl Player<'_> {
                 }
             }
             if has_ended {
-                if is_played && !waiting.is_empty() && self.say(&waiting, ear).await.is_err() {
+                // The last one may end with the file.
+                let rest = shifter.as_mut().map(|shifter| {
+                    shifter.cutter.push(if is_played { &waiting } else { &[] });
+                    shifter.cutter.end();
+                    shifter.poll().0
+                });
+                if let Some(rest) = rest {
+                    return Ok(self.say(&rest, ear).await);
+                }
+                if is_played && !waiting.is_empty() && self.pass(&mut shifter, &waiting, ear).await.is_err() {
                     return Ok(Err(Gone));
                 }
                 return Ok(Ok(()));
             }
         }
+    }
+
+    /// Hands bytes on, their times moved where that is asked for.
+    async fn pass(&mut self, shifter: &mut Option<Shifter>, bytes: &[u8], ear: &mut Ear<'_>) -> Result<(), Gone> {
+        let Some(shifter) = shifter else { return self.say(bytes, ear).await };
+        let (passed, refused) = shifter.pass(bytes);
+        for why in refused {
+            self.counts.reject(why.kind());
+            self.progress.say(&format!("a telegram cannot be of another time: {why}"));
+        }
+        self.say(&passed, ear).await
     }
 
     async fn say(&mut self, bytes: &[u8], ear: &mut Ear<'_>) -> Result<(), Gone> {
