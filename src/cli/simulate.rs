@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 use flate2::{Compression, write::GzEncoder};
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
@@ -155,15 +155,14 @@ async fn serve_p1(arguments: P1) -> Result<Outcome, Failure> {
     let period = dialect.period();
     let times = if arguments.speed > 1 { format!(", {} times as fast", arguments.speed) } else { String::new() };
     eprintln!("A telegram every {period} s{times} on {path}; Ctrl-C ends it.");
-    let began = Timestamp::now();
     let send = async {
+        // Ticks that were missed are made up for, so that their number is the time.
         let mut due = tokio::time::interval(Duration::from_secs(period.into()) / arguments.speed);
-        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut now = Timestamp::now();
         loop {
             due.tick().await;
-            let since = Timestamp::now().duration_since(began);
-            let now = began.checked_add(since.saturating_mul(arguments.speed.cast_signed()));
-            meter.advance(Moment::utc(now.unwrap_or(Timestamp::MAX)));
+            meter.advance(Moment::utc(now));
+            now = now.checked_add(SignedDuration::from_secs(period.into())).unwrap_or(now);
             let (telegram, _) = meter.send();
             let written =
                 tokio::time::timeout(Duration::from_millis(200), AsyncWriteExt::write_all(&mut stream, &telegram))
