@@ -90,9 +90,12 @@ pub(super) struct Arguments {
     /// As a live gateway would: publish telegrams live, and state, interval, status and health
     #[arg(long, conflicts_with_all = TARGETS)]
     live: bool,
-    /// To a pseudo-terminal, from when it is opened; LINK is a name for it. A bus answers its master, until Ctrl-C
-    #[arg(long, value_name = "LINK", conflicts_with_all = ["tcp_listen", "tcp_connect"])]
-    pty: Option<Option<PathBuf>>,
+    /// To a pseudo-terminal, from when it is opened. A bus answers its master, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["tcp_listen", "tcp_connect"])]
+    pty: bool,
+    /// The same, with a name for the pseudo-terminal: a symbolic link that goes at the end
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["tcp_listen", "tcp_connect"])]
+    link: Option<PathBuf>,
     /// To each who connects there, from the beginning, until Ctrl-C
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "tcp_connect")]
     tcp_listen: Option<SocketAddr>,
@@ -101,11 +104,15 @@ pub(super) struct Arguments {
     tcp_connect: Option<String>,
 }
 
-const TARGETS: [&str; 3] = ["pty", "tcp_listen", "tcp_connect"];
+const TARGETS: [&str; 4] = ["pty", "link", "tcp_listen", "tcp_connect"];
 
 impl Arguments {
     fn window(&self) -> Window {
         Window { from: self.from, until: self.until }
+    }
+
+    fn is_to_terminal(&self) -> bool {
+        self.pty || self.link.is_some()
     }
 
     fn takes(&self, port: &str) -> bool {
@@ -118,7 +125,7 @@ pub(super) async fn replay(arguments: Arguments) -> Result<Outcome, Failure> {
     if reads_twice && arguments.files.iter().any(|file| file.as_os_str() == "-") {
         return Err(Failure::usage("standard input can be replayed once only: write it to a file first"));
     }
-    if arguments.pty.is_some() || arguments.tcp_listen.is_some() || arguments.tcp_connect.is_some() {
+    if arguments.is_to_terminal() || arguments.tcp_listen.is_some() || arguments.tcp_connect.is_some() {
         return play::play(&arguments).await;
     }
     tokio::select! {

@@ -342,7 +342,7 @@ async fn a_recorder_between_a_master_and_its_bus_changes_nothing_and_hears_both(
     // And the recording stands for the bus: the daemon's own master reads it.
     let again = Folder::new();
     let link = again.path("bus");
-    let mut player = Meterkast::start(["replay", text(&file), "--pty", text(&link)]);
+    let mut player = Meterkast::start(["replay", text(&file), "--link", text(&link)]);
     player.says("a master opens").await;
     let mut runs = Meterkast::run(&daemon(&again, &wire.path, &link));
     runs.says("meter EFE-34567890-00-06: is read").await;
@@ -359,7 +359,7 @@ async fn frames_without_requests_stand_for_a_bus_too() {
     let folder = Folder::new();
     let link = folder.path("bus");
     let frames = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mbus/heat-kwh.hex");
-    let mut player = Meterkast::start(["replay", text(&frames), "--pty", text(&link)]);
+    let mut player = Meterkast::start(["replay", text(&frames), "--link", text(&link)]);
     player.says("a master opens").await;
     let decoded: Value = serde_json::from_str(meterkast(&["decode", text(&frames)], b"").stdout.trim()).unwrap();
     let read = async |port: &str, meter: &str| {
@@ -387,10 +387,10 @@ async fn telegrams_are_played_to_a_terminal_and_over_tcp() {
     let file = folder.file("x", meter.telegrams(40));
     let played = fs::read(&file).unwrap();
     let link = folder.path("p1");
-    let mut player = Meterkast::start(["replay", text(&file), "--pty", text(&link)]);
+    let mut player = Meterkast::start(["replay", text(&file), "--link", text(&link)]);
     player.says("plays when it is opened").await;
     // A second one finds the name taken.
-    let taken = run(&["replay", text(&file), "--pty", text(&link)]).await;
+    let taken = run(&["replay", text(&file), "--link", text(&link)]).await;
     assert!(taken.code == Some(2) && taken.stderr.contains("is there already"), "{taken:?}");
     let database = folder.path("m.db");
     let config = folder.file(
@@ -589,7 +589,7 @@ async fn what_is_played_to_others_can_be_of_now_too() {
     // A bus by whole days.
     let link = folder.path("bus");
     let frames = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mbus/set-days.hex");
-    let player = Meterkast::start(["replay", text(&frames), "--pty", text(&link), "--shift-to-now"]);
+    let player = Meterkast::start(["replay", text(&frames), "--link", text(&link), "--shift-to-now"]);
     player.says("a master opens").await;
     let port = ["mbus", "read", "--port", text(&link), "--meter", "1", "--format", "json"];
     let ended = run(&port).await;

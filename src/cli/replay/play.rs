@@ -256,8 +256,8 @@ fn other_port(one: &str, other: &str) -> Failure {
 async fn answer(arguments: &Arguments, mut slaves: Slaves) -> Result<Outcome, Failure> {
     eprintln!("a bus with {} recorded answers", slaves.len());
     let served = async {
-        if let Some(link) = &arguments.pty {
-            let (mut terminal, _link) = Terminal::open(link.as_deref())?;
+        if arguments.is_to_terminal() {
+            let (mut terminal, _link) = Terminal::open(arguments.link.as_deref())?;
             eprintln!("a master opens {}; Ctrl-C ends it.", terminal.name);
             let mut buffer = [0u8; 1024];
             loop {
@@ -299,7 +299,7 @@ async fn converse(mut stream: TcpStream, slaves: &mut Slaves) {
 }
 
 async fn listen(arguments: &Arguments) -> Result<TcpListener, Failure> {
-    let address = arguments.tcp_listen.ok_or_else(|| Failure::usage("--pty, --tcp-listen or --tcp-connect"))?;
+    let address = arguments.tcp_listen.ok_or_else(|| Failure::usage("--pty, --link, --tcp-listen or --tcp-connect"))?;
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(|error| Failure::world(format!("--tcp-listen {address}: {error}")))?;
     let at = listener.local_addr().map_or_else(|_| address.to_string(), |at| at.to_string());
@@ -335,7 +335,7 @@ impl Terminal {
         };
         let opened = watch().map_err(|error| Failure::world(format!("{path}: cannot be watched: {error}")))?;
         let name = link.map_or_else(|| path.clone(), |link| link.display().to_string());
-        let link = link.map(|link| Link::new("--pty", link.to_owned(), &path)).transpose()?;
+        let link = link.map(|link| Link::new("--link", link.to_owned(), &path)).transpose()?;
         Ok((Self { ours, theirs, name, path, opened }, link))
     }
 
@@ -421,8 +421,8 @@ struct Player<'a> {
 impl Player<'_> {
     async fn serve(&mut self, first: Option<Opened>) -> Result<(), Failure> {
         let arguments = self.arguments;
-        if let Some(link) = &arguments.pty {
-            let (mut terminal, _link) = Terminal::open(link.as_deref())?;
+        if arguments.is_to_terminal() {
+            let (mut terminal, _link) = Terminal::open(arguments.link.as_deref())?;
             eprintln!("{}: plays when it is opened; Ctrl-C ends it.", terminal.name);
             let played = async {
                 terminal.opened().await?;
