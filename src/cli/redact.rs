@@ -486,9 +486,7 @@ struct Redactor<'a> {
     summary: &'a mut Summary,
     told: u64,
     /// Lines of a capture by their order, which wait for what was before them.
-    waiting: BTreeMap<(u64, u64), Entry>,
-    /// How many lines were made, so that those of one chunk stay in order.
-    made: u64,
+    waiting: BTreeMap<u64, Entry>,
 }
 
 /// As many lines wait for the end of a telegram at another port; then they go before it.
@@ -503,8 +501,7 @@ impl<'a> Redactor<'a> {
         summary: &'a mut Summary,
     ) -> Self {
         let file = file.display().to_string();
-        let (waiting, made) = (BTreeMap::new(), 0);
-        Self { rewriter, dialect: arguments.dialect, file, sink, summary, told: 0, waiting, made }
+        Self { rewriter, dialect: arguments.dialect, file, sink, summary, told: 0, waiting: BTreeMap::new() }
     }
 
     fn leave_out(&mut self, place: &str, kind: &'static str, text: &str) {
@@ -522,9 +519,15 @@ impl<'a> Redactor<'a> {
         Ok(())
     }
 
+    /// A line, or more bytes for one that is there: a chunk may bring the end of a telegram and the beginning of the next.
     fn wait(&mut self, order: u64, entry: Entry) {
-        self.made += 1;
-        self.waiting.insert((order, self.made), entry);
+        match (self.waiting.get_mut(&order), entry) {
+            (
+                Some(Entry::Chunk(Chunk { what: What::Bytes(_, bytes), .. })),
+                Entry::Chunk(Chunk { what: What::Bytes(_, more), .. }),
+            ) => bytes.extend(more),
+            (_, entry) => drop(self.waiting.insert(order, entry)),
+        }
     }
 
     /// The wall clock of a line; None where it would leave the calendar.
@@ -622,7 +625,7 @@ impl Visitor for Redactor<'_> {
 
     fn settled(&mut self, order: u64) -> Result<(), Failure> {
         while let Some(first) = self.waiting.first_entry() {
-            if first.key().0 >= order && self.waiting.len() <= MOST_WAITING {
+            if *first.key() >= order && self.waiting.len() <= MOST_WAITING {
                 break;
             }
             if let Some((_, entry)) = self.waiting.pop_first() {

@@ -122,10 +122,11 @@ impl Rewriting<'_> {
         if !from_master && !self.is_answer() {
             return Err(mbus::Reason::NotAnAnswer(control).into());
         }
-        let layout = Layout::of(from_master, ci, data)?;
-        if layout != Layout::Bare && !from_master {
+        let layout = Layout::of(from_master, ci, data);
+        if !from_master && layout != Ok(Layout::Bare) {
             mbus::decode(&[self.frame], 0)?;
         }
+        let layout = layout?;
         let mut new = New::default();
         match layout {
             Layout::Bare => return Ok(None),
@@ -254,7 +255,6 @@ impl Rewriting<'_> {
         let mut is_value = false;
         let mut named = false;
         let changed = match (&meaning.kind, record.value(false), names) {
-            // A reading of the fixed form of numbers; reals too.
             (Kind::Amount { .. } | Kind::Plain { .. }, Value::Text(_) | Value::Bytes(_), Some(_)) => {
                 Some(blank(&record))
             }
@@ -366,6 +366,10 @@ impl Rewriting<'_> {
         let is_binary = data.get(5).is_some_and(|status| status & 1 != 0);
         let coding = if is_binary { Coding::Binary(4) } else { Coding::Bcd(4) };
         let told = readings(data);
+        let counting = [6, 7].iter().filter(|at| data.get(**at).is_some_and(|unit| unit & 0x3F != 0x3F)).count();
+        if told.len() != counting && self.plan.offsets.is_some() {
+            return Err(Refused::Offset);
+        }
         let mut index = 0;
         for (at, unit) in [(8, 6), (12, 7)] {
             // Nothing is counted.

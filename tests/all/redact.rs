@@ -725,10 +725,76 @@ fn what_cannot_be_checked_is_left_out_and_told() {
 
 #[test]
 fn encrypted_telegrams_are_written_in_plain_where_there_is_a_key() {
-    let Some(folder) = samples::corpus_folder() else { return };
-    let file = samples::files(&folder.join("encrypted"), "bin").remove(0);
-    let file = file.to_str().unwrap();
-    let ended = redact(&[file, "--out", "-"], b"");
+    let (file, key) = (fixture("sealed/luxembourg.bin"), fixture("sealed/luxembourg.key"));
+    let ended = redact(&[&file, "--out", "-"], b"");
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
-    assert!(ended.stderr.contains("1 encrypted"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("left out: 2 (2 encrypted)"), "{}", ended.stderr);
+    let ended = redact(&[&file, "--out", "-", "--key-file", &key], b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut reader = p1::Reader::new(None, Some(p1::Key::from_text(&fs::read_to_string(&key).unwrap()).unwrap()));
+    reader.push(&fs::read(&file).unwrap());
+    reader.end();
+    let old: Vec<_> = std::iter::from_fn(|| reader.poll()).map(|result| result.unwrap().decoded.reports).collect();
+    let mut new = Vec::new();
+    telegrams(ended.stdout.as_bytes(), |telegram| new.push(reports(telegram)));
+    assert_eq!(new.len(), 2);
+    for (new, old) in new.iter().zip(&old) {
+        assert_eq!(said(new), said(old));
+        for name in names_of(old) {
+            assert!(!stands(&name, ended.stdout.as_bytes()), "{name}");
+        }
+    }
+}
+
+/// A stream as a recorder writes it, a read at a time.
+fn recorded(stream: &[u8], size: usize) -> String {
+    let mut lines = r#"{"capture":1,"port":"p1","wire":"p1","at":"2026-11-22T10:20:00Z"}"#.to_owned() + "\n";
+    let at: jiff::Timestamp = "2026-11-22T10:20:00Z".parse().unwrap();
+    for (number, bytes) in (1..).zip(stream.chunks(size)) {
+        let what = capture::What::Bytes(capture::Way::FromMeter, bytes.to_vec());
+        let chunk = capture::Chunk {
+            port: "p1".into(),
+            us: number * 100_000,
+            at: at + SignedDuration::from_millis(number as i64 * 100),
+            what,
+        };
+        lines += &format!("{}\n", Entry::Chunk(chunk));
+    }
+    lines
+}
+
+#[test]
+fn a_recorded_stream_is_redacted_as_a_whole() {
+    let Some(stream) = samples::stream() else { return };
+    let folder = Folder::new();
+    let file = folder.file("stream.jsonl", recorded(&stream.bytes, 700));
+    let out = folder.path("out.jsonl");
+    let arguments = [file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--offset", "--shift", "-364"];
+    let ended = redact(&arguments, b"");
+    // The stream begins in the middle of a telegram.
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("left out: 1 (1 fragment)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("written: 566 telegrams of P1, 0 frames of M-Bus"), "{}", ended.stderr);
+    let written = fs::read_to_string(&out).unwrap();
+    let (mut bytes, mut last) = (Vec::new(), 0);
+    for line in written.lines() {
+        if let Entry::Chunk(capture::Chunk { us, what: capture::What::Bytes(_, more), .. }) =
+            Entry::parse(line.as_bytes()).unwrap()
+        {
+            assert!(us > last);
+            last = us;
+            bytes.extend(more);
+        }
+    }
+    let all = |bytes: &[u8]| {
+        let mut all = Vec::new();
+        telegrams(bytes, |telegram| all.push(reports(telegram)));
+        all
+    };
+    let (old, new) = (all(&stream.bytes), all(&bytes));
+    assert_eq!((old.len(), new.len()), (566, 566));
+    assert_eq!(differences(&new), differences(&old));
+    for name in old.iter().flat_map(|reports| names_of(reports)).collect::<BTreeSet<_>>() {
+        assert!(!stands(&name, &bytes) && !stands(&name, written.as_bytes()), "{name}");
+    }
 }
