@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Failure, Outcome,
-    input::{Event, Input, Place},
+    input::{Event, Input},
 };
 use crate::{
     capture::{Chunk, Entry, Opening, Way, What, Wire},
@@ -176,6 +176,7 @@ struct Source {
 #[derive(Debug, Clone)]
 struct From {
     order: u64,
+    line: u64,
     us: u64,
     at: Timestamp,
     way: Way,
@@ -302,11 +303,11 @@ impl Reading {
             order += 1;
             match event {
                 Err(trouble) => visitor.trouble("line", trouble.to_string()),
-                Ok(Event::Opening(place, opening)) => {
+                Ok(Event::Opening(_, opening)) => {
                     for way in [false, true] {
                         if let Some(mut lane) = lanes.remove(&(opening.port.clone(), way)) {
                             lane.cutter.end();
-                            drain(&mut lane, Some((&opening.port, place)), visitor)?;
+                            drain(&mut lane, Some(&opening.port), visitor)?;
                         }
                     }
                     visitor.entry(order, Entry::Opening(opening))?;
@@ -317,8 +318,11 @@ impl Reading {
                         let key = (chunk.port.clone(), way == Way::ToMeter);
                         let lane = lanes.entry(key).or_insert_with(|| Lane::new(wire, self.key.clone()));
                         let length = bytes.len() as u64;
-                        lane.push(&bytes, Some(From { order, us: chunk.us, at: chunk.at, way, length }));
-                        drain(lane, Some((&chunk.port, place)), visitor)?;
+                        lane.push(
+                            &bytes,
+                            Some(From { order, line: place.line, us: chunk.us, at: chunk.at, way, length }),
+                        );
+                        drain(lane, Some(&chunk.port), visitor)?;
                     }
                 },
                 Ok(Event::Bytes(bytes)) => match &mut plain {
@@ -349,7 +353,7 @@ impl Reading {
         }
         for ((port, _), lane) in &mut lanes {
             lane.cutter.end();
-            drain(lane, Some((port, Place::default())), visitor)?;
+            drain(lane, Some(port), visitor)?;
         }
         let form = match &mut plain {
             Some((wire, lane)) => {
@@ -367,14 +371,13 @@ impl Reading {
     }
 }
 
-fn drain(lane: &mut Lane, port: Option<(&str, Place)>, visitor: &mut dyn Visitor) -> Result<(), Failure> {
+fn drain(lane: &mut Lane, port: Option<&str>, visitor: &mut dyn Visitor) -> Result<(), Failure> {
     while let Some((cut, chunks)) = lane.poll() {
-        let place = match port {
+        let place = match chunks.first() {
+            Some(from) => format!("line {}", from.line),
             None => cut.offset.to_string(),
-            Some((_, Place { line: 0, .. })) => "end".to_owned(),
-            Some((_, place)) => format!("line {}", place.line),
         };
-        let source = Source { port: port.map(|(port, _)| port.to_owned()), place, chunks };
+        let source = Source { port: port.map(str::to_owned), place, chunks };
         visitor.cut(&source, cut.what)?;
     }
     Ok(())
