@@ -295,6 +295,7 @@ async fn a_daemon_is_tapped_while_it_works_and_what_was_heard_gives_the_same_rea
     let ports = |path: &Path| -> BTreeSet<String> {
         let port = |entry: &Entry| match entry {
             Entry::Opening(Opening { port, .. }) | Entry::Chunk(Chunk { port, .. }) => port.clone(),
+            other => panic!("{other:?}"),
         };
         entries(path).iter().map(port).collect()
     };
