@@ -87,7 +87,6 @@ pub struct Chunk {
 
 /// What a chunk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum What {
     /// Bytes, at most 64 KiB.
     Bytes(Way, Vec<u8>),
@@ -97,7 +96,6 @@ pub enum What {
 
 /// A line of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Entry {
     /// A port is recorded from here.
     Opening(Opening),
