@@ -656,6 +656,13 @@ impl Destination {
             if arguments.files.iter().any(|file| file.as_os_str() == "-") {
                 return Err(Failure::usage("--out is a folder, and standard input has no name: name a file"));
             }
+            let mut names = std::collections::BTreeSet::new();
+            if let Some(twin) = arguments.files.iter().find(|file| !names.insert(file.file_name())) {
+                let name = twin.file_name().unwrap_or_default().display();
+                return Err(Failure::usage(format!(
+                    "{name}: two files of that name would be one in --out: redact them apart"
+                )));
+            }
             return Ok(Self::Folder(out.clone()));
         }
         may_write(out, arguments)?;
@@ -667,6 +674,12 @@ fn may_write(out: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let Ok(there) = out.canonicalize() else { return Ok(()) };
     if arguments.files.iter().any(|file| file.canonicalize().is_ok_and(|file| file == there)) {
         return Err(Failure::usage(format!("{}: is what is to be redacted; name another file", out.display())));
+    }
+    if !there.is_file() {
+        return Err(Failure::usage(format!(
+            "{}: is no file that can be replaced; `-` is standard output",
+            out.display()
+        )));
     }
     if arguments.force {
         return Ok(());

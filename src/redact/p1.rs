@@ -181,6 +181,12 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Whether a line that was not understood has a code under which names, or texts of people, are sent: by a channel that is not known, a second
+/// time, with something behind its brackets.
+fn is_of_a_name(line: &Line<'_>) -> bool {
+    line.code.is_some_and(|code| matches!((code.c, code.d), (96, 1 | 13) | (42, 0) | (0, 0)))
+}
+
 /// A counter in a telegram.
 struct Counter {
     line: usize,
@@ -218,7 +224,9 @@ pub(super) fn rewrite(
 ) -> Result<Written, Refused> {
     let parts = Parts::of(telegram, dialect);
     let counters = if plan.offsets.is_some() { parts.counters(port) } else { Vec::new() };
-    let rewriting = Rewriting { plan, winter: parts.decoded.dialect.winter_offset(), counters: &counters };
+    let serials = parts.serials();
+    let rewriting =
+        Rewriting { plan, winter: parts.decoded.dialect.winter_offset(), counters: &counters, serials: &serials };
     let mut bytes = rewriting.header(parts.header);
     // Where a name may stand; what the decoder took for values and times is not there.
     let mut doubtful = bytes.clone();
@@ -228,7 +236,8 @@ pub(super) fn rewrite(
         if line.is_unknown {
             // A number that cannot be taken cannot have an offset either.
             let is_idle = line.is_idle && (plan.offsets.is_none() || shows_nothing(line));
-            let stays = plan.names.is_none() || plan.keep_unknown || holds_nothing(line) || is_idle;
+            let stays =
+                plan.names.is_none() || (plan.keep_unknown && !is_of_a_name(line)) || holds_nothing(line) || is_idle;
             if !stays {
                 lines_left_out += 1;
                 continue;
@@ -265,7 +274,6 @@ pub(super) fn rewrite(
 
     rewriting.check(telegram, dialect, port, &parts, &bytes, unknown)?;
     if plan.names.is_some() {
-        let serials = parts.serials();
         let are_in = |serials: &Serials| serials.are_in(&bytes, true) || serials.are_in(&doubtful, false);
         if are_in(&plan.serials) || are_in(&serials) || serials.are_partly_in_text(&doubtful) {
             return Err(Refused::Leak);
@@ -279,13 +287,17 @@ struct Rewriting<'a> {
     /// Hours east of UTC that the meter's clock stands in winter.
     winter: i8,
     counters: &'a [Counter],
+    /// The names in this telegram.
+    serials: &'a Serials,
 }
 
 impl Rewriting<'_> {
     fn header(&self, header: &[u8]) -> Vec<u8> {
         let Some(secret) = &self.plan.names else { return header.to_vec() };
         let (kept, rest) = header.split_at_checked(kept_of_header(header)).unwrap_or((header, &[]));
-        [kept, &secret.numbers(rest, SERIAL_IN_HEADER)].concat()
+        // A header that repeats the name of a meter, in groups of digits or among letters, is one.
+        let is_name = self.serials.share_text(rest);
+        [kept, &if is_name { secret.identifier(rest) } else { secret.numbers(rest, SERIAL_IN_HEADER) }].concat()
     }
 
     /// The brackets of a line that means something.

@@ -1,8 +1,11 @@
 //! The names that were, and the search for them.
 //!
 //! A serial is the digits of a name. It is searched for as it may stand in bytes: as ASCII, as hex digits of ASCII, as BCD,
-//! each forward and backward. One of fewer than six digits (zeros in front do not count) names too little to be told from any
+//! each forward and backward; where names may stand also as a binary number. One of fewer than six digits (zeros in front do not count) names too little to be told from any
 //! other number, and is not searched for, unless it was written with eight digits or more, four of them its own.
+//!
+//! A name whose digits stand among letters or blanks (`SN12A34B56`) is searched for in text as its letters and digits, whatever
+//! else stands between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Serials {
     /// By their first six digits as a number.
     all: BTreeMap<u32, BTreeSet<Vec<u8>>>,
+    /// Whole names: their letters, as capitals, and digits.
+    texts: BTreeSet<Vec<u8>>,
 }
 
 /// As many digits of a serial in a row are not found by chance, where no values are.
@@ -29,6 +34,11 @@ fn variety(digits: &[u8]) -> usize {
 impl Serials {
     /// The numbers in a name, as ASCII.
     pub fn add(&mut self, name: &[u8]) {
+        let text = squeezed(name);
+        let is_one_number = name.iter().all(u8::is_ascii_digit);
+        if !is_one_number && text.len() >= TELLING && variety(&text) >= 3 && text.iter().any(u8::is_ascii_digit) {
+            self.texts.insert(text);
+        }
         for run in name.split(|byte| !byte.is_ascii_digit()) {
             let zeros = run.iter().take_while(|&&digit| digit == b'0').count();
             let significant = run.get(zeros..).unwrap_or_default();
@@ -52,6 +62,7 @@ impl Serials {
         for (begin, serials) in &others.all {
             self.all.entry(*begin).or_default().extend(serials.iter().cloned());
         }
+        self.texts.extend(others.texts.iter().cloned());
     }
 
     /// How many there are.
@@ -61,7 +72,15 @@ impl Serials {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.texts.is_empty()
+    }
+
+    /// Whether a text holds six letters or digits in a row of one of them, whatever else stands between.
+    pub(super) fn share_text(&self, text: &[u8]) -> bool {
+        let text = squeezed(text);
+        let parts: BTreeSet<&[u8]> = text.windows(TELLING).filter(|part| variety(part) >= 3).collect();
+        let is_digital = |part: &[u8]| part.iter().any(u8::is_ascii_digit);
+        self.texts.iter().flat_map(|name| name.windows(TELLING)).any(|part| is_digital(part) && parts.contains(part))
     }
 
     /// Whether one of them stands in these bytes, in any form. `values`: whether there are numbers among them, which may be
@@ -76,8 +95,13 @@ impl Serials {
             };
             self.all.get(&begin).is_some_and(|serials| serials.iter().any(found))
         };
-        !self.is_empty()
+        let is_text = || {
+            let text = squeezed(bytes);
+            self.texts.iter().any(|name| memchr::memmem::find(&text, name).is_some())
+        };
+        !self.all.is_empty()
             && views(bytes).iter().any(|view| sixes(&view.digits).any(|(at, begin)| stands(view, at, begin)))
+            || !values && (is_text() || self.all.values().flatten().any(|serial| is_binary(serial, bytes)))
     }
 
     /// Whether six digits in a row of one of them stand in this text.
@@ -96,6 +120,20 @@ impl Serials {
         let parts: BTreeSet<u32> = parts.filter(|six| variety(six) >= 3).flat_map(sixes).map(|(_, six)| six).collect();
         !parts.is_empty() && views.iter().any(|view| sixes(&view.digits).any(|(_, six)| parts.contains(&six)))
     }
+}
+
+/// Whether a serial stands in bytes as a binary number, lowest or highest byte first. One of fewer than three bytes tells too little.
+fn is_binary(serial: &[u8], bytes: &[u8]) -> bool {
+    let number = std::str::from_utf8(serial).ok().and_then(|digits| digits.parse::<u64>().ok()).unwrap_or_default();
+    let all = number.to_be_bytes();
+    let high = all.get(number.leading_zeros() as usize / 8..).unwrap_or_default();
+    let low: Vec<u8> = high.iter().rev().copied().collect();
+    high.len() >= 3 && [high, &low].into_iter().any(|form| memchr::memmem::find(bytes, form).is_some())
+}
+
+/// Letters, as capitals, and digits.
+fn squeezed(text: &[u8]) -> Vec<u8> {
+    text.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_uppercase).collect()
 }
 
 /// Every six digits in a row as a number, and where they begin.
@@ -162,8 +200,26 @@ mod tests {
             assert!(serials.are_in(bytes, true) && serials.are_partly_in(bytes), "{bytes:02X?}");
         }
         assert!(!serials.are_in(b"158731511", false));
+        // 1587315111 as a binary number.
+        for bytes in [[7, 0xA7, 0x81, 0x9C, 0x5E, 9], [0, 0x5E, 0x9C, 0x81, 0xA7, 1]] {
+            assert!(serials.are_in(&bytes, false) && !serials.are_in(&bytes, true));
+        }
         assert!(serials.are_partly_in(b"0158731*kWh"));
         assert!(!serials.are_partly_in(b"15873 1511"));
+    }
+
+    #[test]
+    fn a_name_is_found_whatever_stands_between_its_letters_and_digits() {
+        let mut serials = Serials::default();
+        serials.add(b"SN12A34B56");
+        serials.add(b"KMP 1234 5678 9012");
+        assert_eq!(serials.len(), 0);
+        for text in [&b"/ABC5sn-12a34b56"[..], b"p1 SN12A34B56", b"KMP123456789012", b"kmp_1234_5678_9012"] {
+            assert!(serials.are_in(text, false) && !serials.are_in(text, true) && serials.share_text(text), "{text:?}");
+        }
+        assert!(
+            serials.share_text(b" 1234 5678") && !serials.share_text(b"\\2M550T-1012") && !serials.share_text(b"SN12A")
+        );
     }
 
     #[test]

@@ -738,6 +738,52 @@ fn what_cannot_be_checked_is_left_out_and_told() {
 }
 
 #[test]
+fn names_are_found_where_meters_hide_them() {
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02X}")).collect::<String>();
+    let telegram = |header: &str, name: &str, line: &str| {
+        let writer = Writer::new(header).line("1-3:0.2.8(50)").line("0-0:1.0.0(261121200000W)");
+        writer.line(format!("0-0:96.1.1({})", hex(name))).line("1-0:1.8.1(000040.777*kWh)").line(line).finish(true)
+    };
+    let other = format!("0-0:96.1.1({})", hex("X99887766554"));
+    let behind = format!("0-0:96.1.0({})SER87654321", hex("E0043007052870318"));
+    let fifth = format!("0-5:96.1.0({})", hex("G0012345678901234"));
+    for (sent, hidden) in [
+        // In the header, among letters or in groups; what is of the model stays.
+        (telegram("ABC5SN12A34B56", "SN12A34B56", ""), vec!["SN12A34B56", "12A34B56"]),
+        (telegram("KMP5 1234 5678 9012", "KMP 1234 5678 9012", ""), vec!["1234", "5678 9012"]),
+        // Under a code of names and texts, where the decoder did not take it as that.
+        (telegram("ISK5\\2M550T-1012", "E0043007052870318", &other), vec!["X998877", "5839393838"]),
+        (telegram("ISK5\\2M550T-1012", "E0043007052870318", &behind), vec!["87654321"]),
+        (telegram("ISK5\\2M550T-1012", "E0043007052870318", &fifth), vec!["47303031", "G00123"]),
+        (telegram("ISK5\\2M550T-1012", "E0043007052870318", "0-0:96.13.0()John Smith"), vec!["Smith"]),
+    ] {
+        for keep in [&["--keep-unknown"][..], &[]] {
+            let ended = redact(&[&["-", "--out", "-"], keep].concat(), &sent);
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            for hidden in &hidden {
+                assert!(!ended.stdout.contains(hidden), "{hidden}: {}", ended.stdout);
+            }
+            assert_eq!(ended.stdout.contains("2M550T-1012"), String::from_utf8_lossy(&sent).contains("2M550T-1012"));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_overwritten_unasked_and_no_device_at_all() {
+    let folder = Folder::new();
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    for name in ["a", "b"] {
+        fs::create_dir(folder.path(name)).unwrap();
+        folder.file(&format!("{name}/x.txt"), fs::read(fixture("p1/lithuania.txt")).unwrap());
+    }
+    let twins = [text(&folder.path("a/x.txt")), text(&folder.path("b/x.txt"))];
+    let ended = redact(&[&twins[0], &twins[1], "--out", &text(&folder.path("")), "--force"], b"");
+    assert!(ended.code == Some(2) && ended.stderr.contains("two files of that name"), "{ended:?}");
+    let ended = redact(&[&twins[0], "--out", "/dev/null", "--force"], b"");
+    assert!(ended.code == Some(2) && ended.stderr.contains("no file that can be replaced"), "{ended:?}");
+}
+
+#[test]
 fn encrypted_telegrams_are_written_in_plain_where_there_is_a_key() {
     let (file, key) = (fixture("sealed/luxembourg.bin"), fixture("sealed/luxembourg.key"));
     let ended = redact(&[&file, "--out", "-"], b"");
