@@ -42,8 +42,8 @@ def read_p1(seconds, meterkast):
     from dsmr_parser import telegram_specifications as specifications
     from dsmr_parser.clients import SerialReader
 
-    # Our dialect, their specification, seconds between telegrams, a register that grows, the key: theirs opens what Austria sends.
-    used, total = "ELECTRICITY_USED_TARIFF_1", "ELECTRICITY_IMPORTED_TOTAL"
+    # Our dialect, their specification, seconds between telegrams, registers whose sum grows, the key: theirs opens what Austria sends.
+    used, total = ("ELECTRICITY_USED_TARIFF_1", "ELECTRICITY_USED_TARIFF_2"), ("ELECTRICITY_IMPORTED_TOTAL",)
     dialects = [
         ("netherlands-2.2", specifications.V2_2, 10, used, None),
         ("netherlands-3.0", specifications.V3, 10, used, None),
@@ -95,14 +95,14 @@ def read_p1(seconds, meterkast):
     for port in ports:
         port.end()
     wrong = 0
-    for name, _, period, register, _ in dialects:
+    for name, _, period, registers, _ in dialects:
         telegrams = heard[name]
-        values = [getattr(telegram, register).value for telegram in telegrams]
+        values = [sum(getattr(telegram, register).value for register in registers) for telegram in telegrams]
         # The first goes out at once.
         is_well = len(telegrams) >= max(1, seconds // period - 1) and all(isinstance(value, Decimal) for value in values)
         is_well &= values == sorted(values) and (seconds < 60 or values[-1] > values[0])
         wrong += not is_well
-        print(f"  {name:16} {len(telegrams):3} telegrams, {register} {values[-1] if values else 'none'}{'' if is_well else '  TOO FEW, OR NOT RISING'}")
+        print(f"  {name:16} {len(telegrams):3} telegrams, {values[-1] if values else 'nothing'} used{'' if is_well else '  TOO FEW, OR NOT RISING'}")
     for line in [*said, *failed][:20]:
         print(f"  {line}")
     print(f"dsmr-parser: {len(said)} complaints, {len(failed)} failures")
