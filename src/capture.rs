@@ -14,7 +14,8 @@
 //!
 //! - An *opening* begins with `capture`, the version of this format. From then on its `port` is known: what is spoken there (`wire`:
 //!   `p1` or `mbus`), the `address` it was read at and the line `settings`, both for people only. It comes again where a recording begins
-//!   anew.
+//!   anew: what was not whole before it is not continued behind it, unless it says `"goes_on":true`, which the first ones of a rotated file
+//!   do. Rotated files are one capture when they stand behind one another, oldest first.
 //! - A *chunk* is what one read of a port gave: `us`, microseconds of a monotonic clock since the last opening of its port; `at`, what
 //!   the wall clock showed (UTC; it may jump); and the bytes, as `text` where all of them are printable ASCII, CR, LF or TAB, as `hex`
 //!   otherwise. `to` is `meter` for bytes that went to the meters, and absent for those that came from them. In place of bytes, `lost`
@@ -70,6 +71,8 @@ pub struct Opening {
     pub settings: String,
     /// When, to the microsecond.
     pub at: Timestamp,
+    /// Whether the recording goes on here in a new file: nothing is missing before it.
+    pub goes_on: bool,
 }
 
 /// What one read of a port gave.
@@ -157,6 +160,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     us: Option<u64>,
     at: Timestamp,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    goes_on: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<To>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,6 +189,7 @@ impl fmt::Display for Entry {
             settings: String::new(),
             us: None,
             at: Timestamp::UNIX_EPOCH,
+            goes_on: false,
             to: None,
             text: None,
             hex: None,
@@ -197,6 +203,7 @@ impl fmt::Display for Entry {
                 line.address.clone_from(&opening.address);
                 line.settings.clone_from(&opening.settings);
                 line.at = microseconds(opening.at);
+                line.goes_on = opening.goes_on;
             }
             Self::Chunk(chunk) => {
                 line.port.clone_from(&chunk.port);
@@ -243,13 +250,13 @@ impl Entry {
             let text = error.to_string();
             Reason::Syntax(text.split_once(" at line ").map_or(text.as_str(), |(before, _)| before).to_owned())
         })?;
-        let Line { capture, port, wire, address, settings, us, at, to, text, hex, lost } = line;
+        let Line { capture, port, wire, address, settings, us, at, goes_on, to, text, hex, lost } = line;
         if let Some(version) = capture {
             if version != VERSION {
                 return Err(Reason::Version(version));
             }
             let wire = wire.ok_or_else(|| Reason::Syntax("an opening needs `wire`".into()))?;
-            return Ok(Self::Opening(Opening { port, wire, address, settings, at }));
+            return Ok(Self::Opening(Opening { port, wire, address, settings, at, goes_on }));
         }
         let us = us.ok_or_else(|| Reason::Syntax("a chunk needs `us`".into()))?;
         let way = if to.is_some() { Way::ToMeter } else { Way::FromMeter };
@@ -408,6 +415,7 @@ mod tests {
             address: "/dev/ttyUSB0".into(),
             settings: "115200 8N1".into(),
             at: at("2026-11-22T10:20:00.123456Z"),
+            goes_on: false,
         })
     }
 

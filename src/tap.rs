@@ -135,6 +135,7 @@ impl Port {
             address: address.clone(),
             settings: settings.map_or_else(current, str::to_owned),
             at,
+            goes_on: false,
         })
     }
 }

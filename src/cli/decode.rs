@@ -162,7 +162,9 @@ impl Reading<'_, '_> {
                     let wire = opening.wire;
                     if let Some(at) = self.ports.iter().position(|port| port.name.as_ref() == Some(&opening.port)) {
                         // A recording begins anew: what was open has no end.
-                        self.end(at)?;
+                        if !opening.goes_on {
+                            self.end(at)?;
+                        }
                     } else {
                         self.ports.push(Port::new(Some(opening.port), self.wire(wire)));
                     }
@@ -292,7 +294,7 @@ impl Reading<'_, '_> {
         let Some(port) = self.ports.get_mut(at) else { return Ok(()) };
         while let Some(mut piece) = port.wire.explained() {
             piece.offset = piece.offset.saturating_add(port.base);
-            let place = place(&port.name, &mut port.lines.clone(), piece.offset);
+            let place = place(&port.name, &port.lines, piece.offset);
             (self.visit)(&place, Found::Piece(Box::new(piece)))?;
         }
         loop {
@@ -311,7 +313,7 @@ impl Reading<'_, '_> {
                     None => break,
                     Some(Ok(piece)) => {
                         if piece.decoded.more_follow {
-                            let place = place(&port.name, &mut port.lines, piece.offset.saturating_add(port.base));
+                            let place = place(&port.name, &port.lines, piece.offset.saturating_add(port.base));
                             eprintln!("{}the meter has more telegrams, which are not here", place.in_file(self.file));
                         }
                         Ok((piece.offset, vec![piece.decoded.report], MBUS_PORT))
@@ -322,14 +324,14 @@ impl Reading<'_, '_> {
             match result {
                 Ok((offset, reports, default)) => {
                     port.telegrams = port.telegrams.saturating_add(1);
-                    let place = place(&port.name, &mut port.lines, offset.saturating_add(port.base));
+                    let place = place(&port.name, &port.lines, offset.saturating_add(port.base));
                     let name = port.name.as_deref().unwrap_or(default);
                     let named = |report: Report<Identity>| report.rename(|identity| identity.name(GATEWAY, name));
                     (self.visit)(&place, Found::Telegram(reports.into_iter().map(named).collect()))?;
                 }
                 Err((offset, reason)) => {
                     port.rejected = port.rejected.saturating_add(1);
-                    let place = place(&port.name, &mut port.lines, offset.saturating_add(port.base));
+                    let place = place(&port.name, &port.lines, offset.saturating_add(port.base));
                     eprintln!("{}{reason}", place.in_file(self.file));
                 }
             }
@@ -340,7 +342,7 @@ impl Reading<'_, '_> {
 }
 
 /// The place of an offset, where a capture has lines that begin at these offsets.
-fn place<'a>(port: &'a Option<String>, lines: &mut VecDeque<(u64, u64)>, offset: u64) -> Place<'a> {
+fn place<'a>(port: &'a Option<String>, lines: &VecDeque<(u64, u64)>, offset: u64) -> Place<'a> {
     let line = lines.iter().rev().find(|(begin, _)| *begin <= offset).or(lines.front()).map_or(0, |(_, line)| *line);
     Place { port: port.as_deref().map(|port| (port, line)), offset }
 }

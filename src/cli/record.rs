@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -579,8 +579,17 @@ struct Sink {
     /// Most bytes of a file, and how many files.
     rotate: Option<u64>,
     keep: u32,
-    /// How each port was opened last, and which of its microseconds are 0 in this file.
-    ports: BTreeMap<String, (Opening, u64)>,
+    ports: BTreeMap<String, PortInFile>,
+}
+
+/// A port in the file that is written.
+struct PortInFile {
+    /// How it was opened last.
+    opening: Opening,
+    /// Whether this file says so.
+    is_open: bool,
+    /// Which of its microseconds are 0 in this file.
+    zero: u64,
 }
 
 enum Out {
@@ -617,6 +626,12 @@ impl Sink {
             let out = Out::Stdout(BufWriter::new(io::stdout()));
             return Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new() });
         }
+        // What is to be moved and removed in the end is looked at before anything is recorded.
+        if rotate.is_some() {
+            for number in 1..=keep.max(1) {
+                own(&numbered(path, number)).map_err(Failure::usage)?;
+            }
+        }
         let out = Self::file(path)?;
         Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new() })
     }
@@ -631,6 +646,10 @@ impl Sink {
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(Failure::usage(format!("{shown}: is no file that a capture can be written to")));
         }
+        // Two recorders would write between each other's lines, and turn each other's files.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Failure::usage(format!("{shown}: another recorder writes it: choose another name")));
+        }
         if !is_capture(&file, is_packed).map_err(failed)? {
             return Err(Failure::usage(format!(
                 "{shown}: is there, and is no {}capture: choose another name",
@@ -638,6 +657,8 @@ impl Sink {
             )));
         }
         let file = if is_packed { mended(path, file).map_err(failed)? } else { file };
+        // What was mended is another file.
+        let _ = file.try_lock();
         let mut out = Counted { bytes: file.metadata().map_err(failed)?.len(), file };
         if is_packed {
             return Ok(Out::Gzip(GzEncoder::new(out, Compression::default())));
@@ -667,36 +688,26 @@ impl Sink {
     }
 
     fn write(&mut self, entry: &Entry) -> io::Result<()> {
-        let line = match entry {
-            Entry::Opening(opening) => {
-                self.ports.insert(opening.port.clone(), (opening.clone(), 0));
-                entry.to_string()
+        if let Entry::Opening(opening) = entry {
+            let port = PortInFile { opening: opening.clone(), is_open: true, zero: 0 };
+            self.ports.insert(opening.port.clone(), port);
+        }
+        let mut lines = self.lines(entry);
+        let is_full = self.rotate.is_some_and(|most| self.length().saturating_add(self.adds(&lines)) > most);
+        if is_full && self.length() > 0 {
+            self.turn()?;
+            // A file can be read without the one before.
+            for port in self.ports.values_mut() {
+                port.is_open = false;
             }
-            Entry::Chunk(chunk) => self.line(chunk),
-        };
-        let is_full = self.rotate.is_some_and(|most| self.length().saturating_add(self.adds(&line)) > most);
-        if !is_full || self.length() == 0 {
-            return self.put(&line);
+            lines = self.lines(entry);
         }
-        self.turn()?;
-        // A file can be read without the one before.
-        let at = match entry {
-            Entry::Opening(opening) => opening.at,
-            Entry::Chunk(chunk) => chunk.at,
-        };
-        if let Entry::Chunk(Chunk { port, us, .. }) = entry
-            && let Some((_, zero)) = self.ports.get_mut(port)
+        if let Entry::Chunk(chunk) = entry
+            && let Some(port) = self.ports.get_mut(&chunk.port).filter(|port| !port.is_open)
         {
-            *zero = *us;
+            (port.is_open, port.zero) = (true, chunk.us);
         }
-        let openings: Vec<_> = self.ports.values().map(|(opening, _)| Opening { at, ..opening.clone() }).collect();
-        for opening in openings {
-            self.put(&Entry::Opening(opening).to_string())?;
-        }
-        match entry {
-            Entry::Opening(_) => Ok(()),
-            Entry::Chunk(chunk) => self.put(&self.line(chunk)),
-        }
+        self.put(&lines)
     }
 
     /// How much longer a line makes the file: at most, where it is packed. What waits to be packed is less than 64 KiB.
@@ -705,10 +716,21 @@ impl Sink {
         if matches!(self.out, Out::Gzip(_)) { line.saturating_add(64 * 1024) } else { line }
     }
 
-    /// A chunk, its time counted from the opening in this file.
-    fn line(&self, chunk: &Chunk) -> String {
-        let zero = self.ports.get(&chunk.port).map_or(0, |(_, zero)| *zero);
-        Entry::Chunk(Chunk { us: chunk.us.saturating_sub(zero), ..chunk.clone() }).to_string()
+    /// The line of an entry, behind the opening of its port where this file has none yet; times count from there.
+    fn lines(&self, entry: &Entry) -> String {
+        match entry {
+            Entry::Opening(_) => entry.to_string(),
+            Entry::Chunk(chunk) => match self.ports.get(&chunk.port) {
+                Some(PortInFile { opening, is_open: false, .. }) => {
+                    let opening = Entry::Opening(Opening { at: chunk.at, goes_on: true, ..opening.clone() });
+                    format!("{opening}\n{}", Entry::Chunk(Chunk { us: 0, ..chunk.clone() }))
+                }
+                port => {
+                    let zero = port.map_or(0, |port| port.zero);
+                    Entry::Chunk(Chunk { us: chunk.us.saturating_sub(zero), ..chunk.clone() }).to_string()
+                }
+            },
+        }
     }
 
     fn put(&mut self, line: &str) -> io::Result<()> {
@@ -742,16 +764,16 @@ impl Sink {
         self.finish()?;
         let keep = self.keep;
         // Those that are too many, also of an earlier run that kept more.
-        for number in (keep.max(1)..).map(|number| numbered(&self.path, number)) {
-            match std::fs::remove_file(number) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                other => other?,
+        for full in (keep.max(1)..).map(|number| numbered(&self.path, number)) {
+            if !own(&full).map_err(io::Error::other)? {
+                break;
             }
+            std::fs::remove_file(full)?;
         }
         for number in (1..keep.saturating_sub(1)).rev() {
-            match std::fs::rename(numbered(&self.path, number), numbered(&self.path, number.saturating_add(1))) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
+            let full = numbered(&self.path, number);
+            if own(&full).map_err(io::Error::other)? {
+                std::fs::rename(full, numbered(&self.path, number.saturating_add(1)))?;
             }
         }
         if keep > 1 {
@@ -762,6 +784,22 @@ impl Sink {
         self.out = Self::file(&self.path).map_err(|failure| io::Error::other(failure.message))?;
         // All times begin anew with the openings that follow.
         Ok(())
+    }
+}
+
+/// Whether a file is there that a recorder may move and remove: a capture. The error says that something else is.
+fn own(path: &Path) -> Result<bool, String> {
+    let shown = path.display();
+    let file = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Ok(found) if found.is_file() => File::open(path).map_err(|error| format!("{shown}: {error}"))?,
+        _ => return Err(format!("{shown}: is in the way of --rotate, and is no capture: choose another name")),
+    };
+    let is_packed = path.extension().is_some_and(|ending| ending == "gz");
+    match is_capture(&file, is_packed) {
+        Ok(true) => Ok(true),
+        Ok(false) => Err(format!("{shown}: is in the way of --rotate, and is no capture: choose another name")),
+        Err(error) => Err(format!("{shown}: {error}")),
     }
 }
 
@@ -843,4 +881,54 @@ fn mended(path: &Path, file: File) -> io::Result<File> {
 fn is_torn(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
     matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn each_file_opens_a_port_where_its_first_chunk_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        let began = Timestamp::from_second(1_800_000_000).unwrap();
+        let mut sink = Sink::open(&path, Some(2000), 100).unwrap();
+        for port in ["a", "b"] {
+            let (address, settings) = (String::new(), String::new());
+            let opening = Opening { port: port.into(), wire: Wire::P1, address, settings, at: began, goes_on: false };
+            sink.write(&Entry::Opening(opening)).unwrap();
+        }
+        // One speaks each second, the other each seven seconds.
+        for second in 1..60u64 {
+            for port in if second.is_multiple_of(7) { &["a", "b"][..] } else { &["a"] } {
+                let at = began + Duration::from_secs(second);
+                let what = What::Bytes(Way::FromMeter, vec![b'x'; 300]);
+                let chunk = Chunk { port: (*port).to_owned(), us: second * 1_000_000, at, what };
+                sink.write(&Entry::Chunk(chunk)).unwrap();
+            }
+        }
+        sink.finish().unwrap();
+        let mut files = 0;
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            assert!(bytes.len() <= 2000);
+            let mut reader = capture::Reader::new();
+            reader.push(&bytes);
+            reader.end();
+            let mut openings = BTreeMap::new();
+            while let Some(entry) = reader.poll() {
+                match entry.unwrap().1 {
+                    Entry::Opening(opening) => drop(openings.insert(opening.port.clone(), opening.at)),
+                    Entry::Chunk(chunk) => {
+                        let since = chunk.at.duration_since(openings[&chunk.port]);
+                        assert_eq!(since.as_micros(), i128::from(chunk.us), "{chunk:?}");
+                    }
+                }
+            }
+            files += 1;
+        }
+        assert!(files > 5);
+    }
 }

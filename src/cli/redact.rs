@@ -217,10 +217,19 @@ impl Lane {
         self.chunks.extend(from.map(|from| (self.pushed, from)));
     }
 
+    /// Which chunk is the first that is not settled.
+    fn open(&self) -> Option<u64> {
+        self.chunks.iter().find(|(end, _)| *end > self.settled).map(|(_, from)| from.order)
+    }
+
     /// The next piece with what brought it.
     fn poll(&mut self) -> Option<(Cut, Vec<From>)> {
         let cut = self.cutter.poll()?;
         let (begin, end) = (cut.offset, (cut.offset + cut.length).min(self.pushed));
+        // What a sealed frame holds has the place of that frame, all of it.
+        while self.chunks.front().is_some_and(|(end, _)| *end <= begin.min(self.settled)) {
+            self.chunks.pop_front();
+        }
         let mut chunks = Vec::new();
         for (chunk_end, from) in &self.chunks {
             let chunk_begin = chunk_end - from.length;
@@ -230,9 +239,6 @@ impl Lane {
             }
         }
         self.settled = self.settled.max(end);
-        while self.chunks.front().is_some_and(|(end, _)| *end <= self.settled) {
-            self.chunks.pop_front();
-        }
         Some((cut, chunks))
     }
 }
@@ -304,7 +310,7 @@ impl Reading {
             match event {
                 Err(trouble) => visitor.trouble("line", trouble.to_string()),
                 Ok(Event::Opening(_, opening)) => {
-                    for way in [false, true] {
+                    for way in [false, true].into_iter().filter(|_| !opening.goes_on) {
                         if let Some(mut lane) = lanes.remove(&(opening.port.clone(), way)) {
                             lane.cutter.end();
                             drain(&mut lane, Some(&opening.port), visitor)?;
@@ -339,7 +345,7 @@ impl Reading {
                     }
                 },
             }
-            let open = lanes.values().filter_map(|lane| lane.chunks.front()).map(|(_, from)| from.order).min();
+            let open = lanes.values().filter_map(Lane::open).min();
             visitor.settled(open.unwrap_or(order + 1))?;
         }
         if plain.is_none() && !input.is_capture() {
@@ -574,10 +580,10 @@ fn hex(bytes: &[u8]) -> String {
 impl Visitor for Redactor<'_> {
     fn entry(&mut self, order: u64, entry: Entry) -> Result<(), Failure> {
         let entry = match entry {
-            Entry::Opening(Opening { port, wire, settings, at, .. }) => {
+            Entry::Opening(Opening { port, wire, settings, at, goes_on, .. }) => {
                 let Some(at) = self.wall_clock(at) else { return Ok(()) };
                 let (port, settings) = (self.rewriter.label(&port), self.rewriter.label(&settings));
-                Entry::Opening(Opening { port, wire, address: String::new(), settings, at })
+                Entry::Opening(Opening { port, wire, address: String::new(), settings, at, goes_on })
             }
             Entry::Chunk(chunk) => {
                 let Some(at) = self.wall_clock(chunk.at) else { return Ok(()) };

@@ -96,7 +96,7 @@ pub(super) struct Arguments {
     /// The same, with a name for the pseudo-terminal: a symbolic link that goes at the end
     #[arg(long, value_name = "PATH", conflicts_with_all = ["tcp_listen", "tcp_connect"])]
     link: Option<PathBuf>,
-    /// To each who connects there, from the beginning, until Ctrl-C
+    /// To each who connects there, one after another, from the beginning, until Ctrl-C
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "tcp_connect")]
     tcp_listen: Option<SocketAddr>,
     /// To who listens there
@@ -511,8 +511,10 @@ impl Way<'_> {
                     line.open(&opening);
                     if let Some(port) = ports.get_mut(&opening.port) {
                         // A recording begins anew: what was open has no end.
-                        self.end(&shown, port);
-                        self.drain(&shown, port, None, shift, pace).await?;
+                        if !opening.goes_on {
+                            self.end(&shown, port);
+                            self.drain(&shown, port, None, shift, pace).await?;
+                        }
                         continue;
                     }
                     let name: Arc<str> = opening.port.as_str().into();

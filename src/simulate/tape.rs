@@ -266,6 +266,7 @@ fn openings(description: &Description, household: &Household, from: Moment) -> i
         address: "simulated".to_owned(),
         settings: settings.to_owned(),
         at: from.instant(),
+        goes_on: false,
     };
     let p1 = household.dialect().map(|dialect| opening(P1, Wire::P1, dialect.line().1));
     let bus = description.bus.as_ref().map(|bus| opening(BUS, Wire::Mbus, &format!("{} 8E1", bus.baud)));

@@ -82,7 +82,10 @@ fn chunk(port: &str, us: u64, at: &str, bytes: &[u8]) -> String {
 
 fn opening(port: &str, wire: Spoken, at: &str) -> String {
     let (address, settings) = (String::new(), String::new());
-    format!("{}\n", Entry::Opening(Opening { port: port.into(), wire, address, settings, at: at.parse().unwrap() }))
+    format!(
+        "{}\n",
+        Entry::Opening(Opening { port: port.into(), wire, address, settings, at: at.parse().unwrap(), goes_on: false })
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,6 +176,58 @@ async fn rotation_bounds_what_is_kept_and_each_file_can_be_read_alone() {
         }
         assert!(input.ends_with(&all), "what is kept is the end");
         assert_eq!(fs::read_dir(folder.path("")).unwrap().count(), 3);
+    }
+}
+
+#[test]
+fn rotated_files_behind_one_another_are_whole() {
+    let folder = Folder::new();
+    let file = folder.path("x.jsonl");
+    let ended = meterkast(
+        &["record", "-", "--out", text(&file), "--rotate", "500kB", "--keep", "100"],
+        &Meter::new(65).telegrams(3000),
+    );
+    assert!(ended.stderr.contains("3000 telegrams, 0 rejected"), "{ended:?}");
+    let count = fs::read_dir(folder.path("")).unwrap().count();
+    assert!(count > 5, "{count}");
+    let mut all: Vec<u8> =
+        (1..count).rev().flat_map(|number| fs::read(folder.path(&format!("x.{number}.jsonl"))).unwrap()).collect();
+    all.extend(fs::read(&file).unwrap());
+    let decoded = meterkast(&["decode", "-"], &all);
+    assert_eq!(
+        (decoded.code, decoded.stdout.lines().filter(|line| line.contains("electricity")).count()),
+        (Some(0), 3000)
+    );
+    let redacted = meterkast(&["redact", "-", "--out", "-"], &all);
+    assert!(redacted.stderr.contains("written: 3000 telegrams"), "{}", redacted.stderr);
+    let replayed = meterkast(&["replay", "-"], &all);
+    assert!(replayed.stdout.contains("\"telegrams\":3000,\"rejected\":0,"), "{replayed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_recorders_do_not_write_one_file() {
+    let folder = Folder::new();
+    let wire = Wire::new();
+    let file = folder.path("x.jsonl");
+    let mut first = Meterkast::start(["record", wire.path.to_str().unwrap(), "--out", text(&file)]);
+    until("it is written", async || file.exists().then_some(())).await;
+    let second = run(&["record", "-", "--out", text(&file)]).await;
+    assert!(second.code == Some(2) && second.stderr.contains("another recorder writes it"), "{second:?}");
+    assert!(first.terminate().await.0.success());
+}
+
+#[test]
+fn rotation_touches_no_file_that_is_not_its_own() {
+    let folder = Folder::new();
+    let input = Meter::new(64).telegrams(200);
+    for other in ["x.1.jsonl", "x.5.jsonl"] {
+        let precious = folder.file(other, "precious");
+        let file = folder.path("x.jsonl");
+        let ended = meterkast(&["record", "-", "--out", text(&file), "--rotate", "500kB"], &input);
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("{other}: is in the way of --rotate, and is no capture")), "{ended:?}");
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        fs::remove_file(precious).unwrap();
     }
 }
 
@@ -295,7 +350,6 @@ async fn a_daemon_is_tapped_while_it_works_and_what_was_heard_gives_the_same_rea
     let ports = |path: &Path| -> BTreeSet<String> {
         let port = |entry: &Entry| match entry {
             Entry::Opening(Opening { port, .. }) | Entry::Chunk(Chunk { port, .. }) => port.clone(),
-            other => panic!("{other:?}"),
         };
         entries(path).iter().map(port).collect()
     };

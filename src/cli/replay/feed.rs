@@ -205,6 +205,7 @@ mod tests {
             address: String::new(),
             settings: String::new(),
             at: at(second),
+            goes_on: false,
         };
         let s = Duration::from_secs;
         line.open(&opening("a", 0));

@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const SETS: Duration = Duration::from_millis(50);
 /// How long nothing may lie there to be sure that nothing is under way.
 const SETTLED: Duration = Duration::from_millis(300);
+/// Who takes nothing for so long over TCP is left.
+const STALLED: Duration = Duration::from_secs(10);
 /// How long what was played may lie unread at the end.
 const UNREAD: Duration = Duration::from_secs(5);
 /// More than that without a telegram is not held back.
@@ -219,12 +221,13 @@ fn rewriter(shift: SignedDuration) -> Rewriter {
 }
 
 /// Moves the times of telegrams on their way. What is no telegram is left out.
-struct Shifter {
+struct Shifter<'a> {
     cutter: Cutter,
-    shift: Shift,
+    /// That of all files.
+    shift: &'a mut Shift,
 }
 
-impl Shifter {
+impl Shifter<'_> {
     /// The telegrams that are whole now, and why others cannot be written.
     fn pass(&mut self, bytes: &[u8]) -> (Vec<u8>, Vec<Refused>) {
         self.cutter.push(bytes);
@@ -384,7 +387,11 @@ impl Ear<'_> {
     /// Returns how many bytes were missed.
     async fn say(&mut self, bytes: &[u8], speed: Speed) -> Result<usize, Gone> {
         match self {
-            Self::Tcp(stream) => stream.write_all(bytes).await.map(|()| 0).map_err(|_| Gone),
+            // Others wait for their turn.
+            Self::Tcp(stream) => match tokio::time::timeout(STALLED, stream.write_all(bytes)).await {
+                Ok(Ok(())) => Ok(0),
+                _ => Err(Gone),
+            },
             Self::Terminal(terminal) => {
                 let mut rest = bytes;
                 while !rest.is_empty() {
@@ -476,6 +483,7 @@ impl Player<'_> {
         loop {
             let mut pace = Pace::new(self.arguments.speed);
             let before = self.bytes;
+            let mut shift = Shift::new(self.arguments.shift_to_now);
             for file in &self.arguments.files {
                 let opened = match first.take() {
                     Some(opened) => opened,
@@ -485,7 +493,7 @@ impl Player<'_> {
                         Opened { feed, read: Vec::new() }
                     }
                 };
-                if self.file(file, opened, &mut pace, ear).await?.is_err() {
+                if self.file(file, opened, (&mut pace, &mut shift), ear).await?.is_err() {
                     return Ok(());
                 }
             }
@@ -502,7 +510,7 @@ impl Player<'_> {
         &mut self,
         file: &Path,
         Opened { mut feed, read }: Opened,
-        pace: &mut Pace,
+        (pace, shift): (&mut Pace, &mut Shift),
         ear: &mut Ear<'_>,
     ) -> Result<Result<(), Gone>, Failure> {
         let shown = file.display().to_string();
@@ -513,7 +521,7 @@ impl Player<'_> {
         let mut port: Option<String> = None;
         let mut shifter = self.arguments.shift_to_now.then(|| {
             let cutter = Cutter::new(Wire::P1, self.key.clone());
-            Shifter { cutter, shift: Shift::new(true) }
+            Shifter { cutter, shift }
         });
         // Of a plain file: what was not played yet, and where in the file it begins.
         let (mut waiting, mut begin, mut is_played) = (Vec::new(), 0u64, window.has(None));
@@ -536,7 +544,7 @@ impl Player<'_> {
                 }
                 Next::Event(Event::Opening(_, opening)) if self.arguments.takes(&opening.port) => {
                     line.open(&opening);
-                    if port.as_ref() == Some(&opening.port) {
+                    if port.as_ref() == Some(&opening.port) && !opening.goes_on {
                         reader.end();
                     }
                 }
@@ -634,7 +642,7 @@ impl Player<'_> {
     }
 
     /// Hands bytes on, their times moved where that is asked for.
-    async fn pass(&mut self, shifter: &mut Option<Shifter>, bytes: &[u8], ear: &mut Ear<'_>) -> Result<(), Gone> {
+    async fn pass(&mut self, shifter: &mut Option<Shifter<'_>>, bytes: &[u8], ear: &mut Ear<'_>) -> Result<(), Gone> {
         let Some(shifter) = shifter else { return self.say(bytes, ear).await };
         let (passed, refused) = shifter.pass(bytes);
         for why in refused {
