@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -580,6 +581,8 @@ struct Sink {
     rotate: Option<u64>,
     keep: u32,
     ports: BTreeMap<String, PortInFile>,
+    /// Whether something was written since the last flush: each of a packed file costs some bytes.
+    is_fresh: bool,
 }
 
 /// A port in the file that is written.
@@ -624,7 +627,7 @@ impl Sink {
                 return Err(Failure::usage("--rotate needs a file: standard output has one end"));
             }
             let out = Out::Stdout(BufWriter::new(io::stdout()));
-            return Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new() });
+            return Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new(), is_fresh: false });
         }
         // What is to be moved and removed in the end is looked at before anything is recorded.
         if rotate.is_some() {
@@ -633,7 +636,7 @@ impl Sink {
             }
         }
         let out = Self::file(path)?;
-        Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new() })
+        Ok(Self { path: path.to_owned(), out, rotate, keep, ports: BTreeMap::new(), is_fresh: false })
     }
 
     /// Opens a file at its end.
@@ -642,7 +645,8 @@ impl Sink {
         let failed = |error: io::Error| Failure::world(format!("{shown}: {error}"));
         let mut options = OpenOptions::new();
         let is_packed = path.extension().is_some_and(|ending| ending == "gz");
-        let file = options.read(true).append(true).create(true).open(path).map_err(failed)?;
+        // When people are at home stands in it.
+        let file = options.read(true).append(true).create(true).mode(0o640).open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(Failure::usage(format!("{shown}: is no file that a capture can be written to")));
         }
@@ -734,6 +738,7 @@ impl Sink {
     }
 
     fn put(&mut self, line: &str) -> io::Result<()> {
+        self.is_fresh = true;
         let out: &mut dyn Write = match &mut self.out {
             Out::Stdout(out) => out,
             Out::Plain(out) => out,
@@ -744,6 +749,9 @@ impl Sink {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if !std::mem::take(&mut self.is_fresh) {
+            return Ok(());
+        }
         match &mut self.out {
             Out::Stdout(out) => out.flush(),
             Out::Plain(out) => out.flush(),
@@ -866,6 +874,7 @@ fn mended(path: &Path, file: File) -> io::Result<File> {
     // Beside the old one first: a power cut leaves one of them whole.
     let unfinished = path.with_extension("gz.new");
     let mut new = File::create(&unfinished)?;
+    new.set_permissions(file.metadata()?.permissions())?;
     let mut old = BufReader::new(&file);
     old.seek(SeekFrom::Start(0))?;
     io::copy(&mut old.by_ref().take(whole), &mut new)?;

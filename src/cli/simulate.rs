@@ -92,6 +92,9 @@ pub(super) struct Recorded {
     /// register as the last report at or before then has it
     #[arg(long, value_name = "FILE")]
     books: Option<PathBuf>,
+    /// Overwrite what is there
+    #[arg(long)]
+    force: bool,
     /// Print the household that is simulated without a FILE, and end
     #[arg(long)]
     print: bool,
@@ -212,6 +215,15 @@ fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
     if until.instant() < from.instant() {
         return Err(Failure::usage(format!("--until {until}: is before --from {from}")));
     }
+    // With a day on either side, for the offset of its zone.
+    let [first, last] = [1_167_696_000, 4_102_358_400];
+    if let Some(moment) =
+        [from, until].into_iter().find(|moment| !(first..last).contains(&moment.instant().as_second()))
+    {
+        return Err(Failure::usage(format!(
+            "{moment}: is outside the years 2007 to 2099, which a meter's clock can show"
+        )));
+    }
     let (text, file) = read(arguments.file.as_deref(), HOUSEHOLD, "household.toml")?;
     let description = household(&text, &file)?;
     if arguments.format == Form::Raw && description.p1.is_none() {
@@ -220,7 +232,9 @@ fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
     let bad =
         |bad: crate::simulate::description::Bad| Failure::usage(format!("{}: {bad}", place(&text, &file, bad.place)));
     let mut tape = Tape::new(&description, from, until, arguments.every).map_err(bad)?;
-    let mut sink = Sink::open(&arguments.out)?;
+    let mut sink = Sink::open(&arguments.out, arguments.force)?;
+    // Said before anything is made.
+    let books = arguments.books.as_ref().map(|path| Sink::open(path, arguments.force)).transpose()?;
     let (_, seconds) = tape.progress();
     let progress = if io::stderr().is_terminal() { ProgressBar::new(seconds) } else { ProgressBar::hidden() };
     // A constant that is a template.
@@ -252,8 +266,7 @@ fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
     }
     sink.finish().map_err(|error| unwritten(&arguments.out, error))?;
     progress.finish_and_clear();
-    if let Some(path) = &arguments.books {
-        let mut books = Sink::open(path)?;
+    if let (Some(path), Some(mut books)) = (&arguments.books, books) {
         for (moment, book) in tape.books() {
             books.write_all(lines_of(moment, book).as_bytes()).map_err(|error| unwritten(path, error))?;
         }
@@ -296,7 +309,10 @@ enum Sink {
 }
 
 impl Sink {
-    fn open(path: &Path) -> Result<Self, Failure> {
+    fn open(path: &Path, force: bool) -> Result<Self, Failure> {
+        if !force && path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
+            return Err(Failure::usage(format!("{}: is there already; --force overwrites it", path.display())));
+        }
         let output: Box<dyn Write> = if path.as_os_str() == "-" {
             Box::new(io::stdout().lock())
         } else {

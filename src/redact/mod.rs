@@ -163,7 +163,7 @@ impl Rewriter {
     /// A name that people gave, such as that of a port: with other digits where it holds a name that was.
     pub fn label(&self, label: &str) -> String {
         match &self.plan.names {
-            Some(secret) if self.plan.serials.are_in(label.as_bytes(), false) => {
+            Some(secret) if self.plan.serials.are_in_label(label.as_bytes()) => {
                 String::from_utf8_lossy(&secret.identifier(label.as_bytes())).into_owned()
             }
             _ => label.to_owned(),

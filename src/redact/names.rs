@@ -89,6 +89,29 @@ impl Secret {
         renewed
     }
 
+    /// An identifier as it was sent: hex digits that spell no text stay hex digits.
+    pub(super) fn bare(&self, content: &[u8]) -> Vec<u8> {
+        let is_hex = content.len() >= 8
+            && content.len().is_multiple_of(2)
+            && content.iter().all(u8::is_ascii_hexdigit)
+            && content.iter().any(u8::is_ascii_alphabetic);
+        if !is_hex || is_secondary(content) {
+            return self.identifier(content);
+        }
+        let value =
+            |byte: u8| char::from(byte).to_digit(16).and_then(|value| u8::try_from(value).ok()).unwrap_or_default();
+        let mut before = vec![b'h'];
+        let mut renewed = Vec::with_capacity(content.len());
+        for &old in content {
+            let new = self.replace(value(old), 0, 16, &before);
+            let digit = char::from_digit(new.into(), 16).unwrap_or('0');
+            let is_small = content.iter().any(u8::is_ascii_lowercase);
+            renewed.push(if is_small { digit } else { digit.to_ascii_uppercase() } as u8);
+            before.push(value(old));
+        }
+        renewed
+    }
+
     /// An identifier as text. Its letters are taken for a code of maker and model, and stay, where at least six digits
     /// and not more than eight letters are there; otherwise they are renewed as well.
     pub(super) fn identifier(&self, text: &[u8]) -> Vec<u8> {
@@ -205,6 +228,12 @@ mod tests {
         for old in ["serienummer", "FamilySmith123456", "A1"] {
             let new = text(&secret.identifier(old.as_bytes()));
             assert!(new.len() == old.len() && new.bytes().zip(old.bytes()).all(|(new, old)| new != old), "{new}");
+        }
+        // Hex digits that spell nothing stay hex digits.
+        for old in ["0A1B2C3D4E5F6A7B", "0011aabbccddeeff"] {
+            let new = text(&secret.bare(old.as_bytes()));
+            assert!(new.bytes().zip(old.bytes()).all(|(new, old)| new != old && new.is_ascii_hexdigit()), "{new}");
+            assert_eq!(new.bytes().any(|byte| byte.is_ascii_uppercase()), old.starts_with("0A"), "{new}");
         }
         assert_eq!(text(&secret.identifier(b"00000000000000")), "00000000000000", "names nobody");
         assert_eq!(text(&secret.identifier(b"")), "");

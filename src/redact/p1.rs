@@ -430,7 +430,7 @@ fn is_value(meaning: &Meaning) -> bool {
 
 /// An identifier as sent, with another name: hex stays hex.
 fn renamed(secret: &Secret, content: &[u8]) -> Vec<u8> {
-    let Some(text) = spoken(content) else { return secret.identifier(content) };
+    let Some(text) = spoken(content) else { return secret.bare(content) };
     let is_small = content.iter().any(u8::is_ascii_lowercase);
     let hex = |byte: &u8| if is_small { format!("{byte:02x}") } else { format!("{byte:02X}") };
     secret.identifier(&text).iter().map(hex).collect::<String>().into_bytes()

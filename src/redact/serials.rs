@@ -104,6 +104,11 @@ impl Serials {
             || !values && (is_text() || self.all.values().flatten().any(|serial| is_binary(serial, bytes)))
     }
 
+    /// Whether all or six digits, or letters and digits, in a row of one of them stand in what people call something.
+    pub(super) fn are_in_label(&self, label: &[u8]) -> bool {
+        self.are_in(label, false) || self.are_partly_in_text(label) || self.share_text(label)
+    }
+
     /// Whether six digits in a row of one of them stand in this text.
     pub(super) fn are_partly_in_text(&self, text: &[u8]) -> bool {
         self.are_partly_in_views(&[View { digits: text.to_vec(), is_bcd: false }])
