@@ -360,7 +360,12 @@ impl Reader {
                 () if line.trim_ascii().is_empty() => Ok(None),
                 // Without its end it may be whole all the same.
                 () => match Entry::parse(line) {
-                    Err(Reason::Syntax(_)) if !is_whole => Err(Reason::Torn),
+                    // A recorder that goes on ends the line that was torn.
+                    Err(Reason::Syntax(_))
+                        if !is_whole || (begins(line) == Some(true) && !line.trim_ascii().ends_with(b"}")) =>
+                    {
+                        Err(Reason::Torn)
+                    }
                     result => result.map(Some),
                 },
             };

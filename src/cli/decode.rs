@@ -280,6 +280,7 @@ impl Reading<'_, '_> {
             let kind = match () {
                 () if is_odd_telegram(&doubt, self.how) => capture::Wire::P1,
                 () if is_of_master(&doubt) && self.explain => capture::Wire::Mbus,
+                () if is_seven_bits(&doubt) && self.explain => capture::Wire::P1,
                 () => return Ok(Some(if is_of_master(&doubt) { NO_ANSWER } else { NEITHER })),
             };
             self.decide(at, kind, &doubt);
@@ -339,6 +340,15 @@ impl Reading<'_, '_> {
         port.forget();
         Ok(())
     }
+}
+
+/// Whether a telegram begins there once the highest bits are taken off: 7E1 that was read as 8N1.
+fn is_seven_bits(doubt: &Doubt) -> bool {
+    let plain: Vec<u8> = doubt.held.iter().map(|byte| byte & 0x7F).collect();
+    plain
+        .iter()
+        .enumerate()
+        .any(|(at, byte)| *byte == b'/' && plain.get(at..).map(crate::p1::begins) == Some(Some(true)))
 }
 
 /// The place of an offset, where a capture has lines that begin at these offsets.

@@ -60,6 +60,14 @@ pub(super) fn diff(arguments: &Arguments) -> Result<Outcome, Failure> {
         Ok(meters.found)
     };
     let before = meters(&arguments.before)?;
+    if arguments.after.is_none() && !before.is_empty() && before.iter().all(|meter| meter.count <= 1) {
+        let file = arguments.before.display();
+        return Err(Failure::usage(format!("{file}: has no two telegrams of a meter to compare: name another file")));
+    }
+    if let Some(most) = before.iter().map(|meter| meter.count).max().filter(|most| *most < arguments.at) {
+        let file = arguments.before.display();
+        return Err(Failure::usage(format!("--at {}: {file} has {most} telegrams of a meter at most", arguments.at)));
+    }
     let mut pairs: Vec<Pair> = match &arguments.after {
         None => before.into_iter().map(Meter::with_itself).collect(),
         Some(after) => pairs(before, meters(after)?),

@@ -42,6 +42,7 @@ use crate::{
     plausible::Judge,
     port::read_key,
     reading::{Clock, escape},
+    store::sqlite,
 };
 use feed::{Feed, Line, Next, Pace, Shift, Speed, Window, speed};
 
@@ -138,6 +139,30 @@ pub(super) async fn replay(arguments: Arguments) -> Result<Outcome, Failure> {
     }
 }
 
+/// Where a daemon runs by the same configuration, what is replayed goes through its broker into its store. Any other broker at that port
+/// has a store of its own behind it, which would take what is meant for this one.
+fn beside_a_daemon(config: &mut Config) -> Result<(), Failure> {
+    let listen = config.mqtt.listen;
+    let is_taken = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    if config.mqtt.url.is_some() || !std::net::TcpListener::bind(listen).is_err_and(is_taken) {
+        return Ok(());
+    }
+    let Some(store) = &config.store else { return Ok(()) };
+    let database = store.url.path();
+    if !sqlite::is_held(database) {
+        return Err(Failure::usage(format!(
+            "the port of the embedded broker, {listen}, is taken, and not by a daemon that writes {}: give this replay another port \
+             ([mqtt] listen = \"127.0.0.1:0\" is a free one)",
+            database.display()
+        )));
+    }
+    eprintln!("the daemon that writes {} runs: what is replayed goes through its broker, {listen}", database.display());
+    let id = store.id.clone();
+    config.journal.stores.get_or_insert_with(|| vec![id]);
+    config.store = None;
+    Ok(())
+}
+
 async fn send_and_wait(arguments: &Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
     let mut config = match &arguments.config {
@@ -149,6 +174,7 @@ async fn send_and_wait(arguments: &Arguments) -> Result<Outcome, Failure> {
             "the configuration has no [store], and no broker ([mqtt] url) at which one could be: nothing would confirm what is replayed",
         ));
     }
+    beside_a_daemon(&mut config)?;
     let manner = Manner { live: arguments.live, drain: Some(PATIENCE), share_broker: true };
     if manner.live && !config.has_ports() {
         return Err(Failure::usage(
@@ -211,7 +237,7 @@ async fn send_and_wait(arguments: &Arguments) -> Result<Outcome, Failure> {
         counts.reasons()
     ))?;
     output.finish()?;
-    counts.tell();
+    counts.tell(&arguments.ports);
     if acknowledged < summary.messages {
         let missing = summary.messages.saturating_sub(acknowledged);
         eprintln!(
@@ -287,7 +313,8 @@ impl Counts {
     }
 
     /// Says what is not in the summary.
-    fn tell(&self) {
+    /// `ports`: those that were asked for.
+    fn tell(&self, ports: &[String]) {
         if self.restored > 0 {
             eprintln!("{}", super::decode::other_line_ends(self.restored));
         }
@@ -295,7 +322,8 @@ impl Counts {
             eprintln!("{} telegrams are not of that time, and were left out", self.outside);
         }
         if self.telegrams == 0 && self.rejected == 0 && self.failed == 0 && self.outside == 0 {
-            eprintln!("meterkast: neither a P1 telegram nor an M-Bus answer in what was to be replayed");
+            let of = if ports.is_empty() { String::new() } else { format!(", of port {}", ports.join(" or ")) };
+            eprintln!("meterkast: neither a P1 telegram nor an M-Bus answer in what was to be replayed{of}");
         }
     }
 

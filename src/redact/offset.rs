@@ -149,8 +149,8 @@ struct Range {
 
 impl Range {
     fn of(seen: Seen) -> Self {
-        // A hundred thousand of the usual unit (kWh, m3, GJ) hide a stand well, and are digits enough for any conversion.
-        let most = 10i128.pow(5 + 3 + FINEST as u32).max(seen.step.saturating_mul(1000));
+        // A hundred thousand kWh, or ten million of its steps (0.001 GJ), hide a stand well, and are digits enough for any conversion.
+        let most = 10i128.pow(5 + 3 + FINEST as u32).max(seen.step.saturating_mul(10_000_000));
         Self { from: -seen.least.max(0).min(most), to: seen.room.max(0).min(most), step: seen.step }
     }
 

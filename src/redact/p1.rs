@@ -236,8 +236,10 @@ pub(super) fn rewrite(
         if line.is_unknown {
             // A number that cannot be taken cannot have an offset either.
             let is_idle = line.is_idle && (plan.offsets.is_none() || shows_nothing(line));
+            let names_somebody =
+                || is_of_a_name(line) || [&serials, &plan.serials].iter().any(|names| names.are_in_label(line.text));
             let stays =
-                plan.names.is_none() || (plan.keep_unknown && !is_of_a_name(line)) || holds_nothing(line) || is_idle;
+                plan.names.is_none() || (plan.keep_unknown && !names_somebody()) || holds_nothing(line) || is_idle;
             if !stays {
                 lines_left_out += 1;
                 continue;

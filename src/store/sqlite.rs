@@ -321,6 +321,11 @@ impl Sqlite {
     }
 }
 
+/// Whether a process writes this database now.
+pub fn is_held(path: &Path) -> bool {
+    path.exists() && matches!(lock(path), Err(StoreError::Held(_)))
+}
+
 fn lock(path: &Path) -> Result<File, StoreError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| StoreError::io(path, error))?;

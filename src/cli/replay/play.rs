@@ -63,6 +63,7 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
             let mut player = Player { arguments, key, progress, counts: &mut counts, bytes: 0, missed: 0 };
             let played = player.serve(first).await;
             player.progress.finish();
+            played?;
             if player.missed > 0 {
                 eprintln!("{} bytes were not read in time, and left out", player.missed);
             }
@@ -70,8 +71,8 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
             let mut output = Output::new();
             output.line(&format!("{{{},\"bytes\":{bytes},{}}}", counts.begin(), counts.reasons()))?;
             output.finish()?;
-            counts.tell();
-            played.map(|()| counts.outcome())
+            counts.tell(&arguments.ports);
+            Ok(counts.outcome())
         }
     }
 }
