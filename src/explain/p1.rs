@@ -449,27 +449,29 @@ fn wrong_crc(body: &[u8], said: u16, computed: u16) -> String {
 }
 
 /// The byte that explains a CRC that is off by `difference`, and what it would have to be: with one bit changed, or with another
-/// digit for a digit. The code is linear: what a bit does to the CRC does not depend on the others.
+/// digit for a digit if no bit does. The code is linear: what a bit does to the CRC does not depend on the others.
 fn one_byte(body: &[u8], difference: u16) -> Option<(usize, u8)> {
+    let mut digit = None;
     let mut effects = [1u8, 2, 4, 8, 16, 32, 64, 128].map(|bit| (bit, crc::as_sent(&[bit])));
     for (at, &byte) in body.iter().enumerate().rev() {
-        let bits =
+        let mut bits =
             effects.iter().map(|(bit, _)| byte ^ bit).filter(|other| matches!(other, b' '..=b'~' | b'\r' | b'\n'));
-        let digits = (b'0'..=b'9').filter(|other| byte.is_ascii_digit() && *other != byte);
+        let mut digits = (b'0'..=b'9').filter(|other| byte.is_ascii_digit() && *other != byte);
         let effect = |other: u8| {
             let changed = effects.iter().filter(|(bit, _)| (byte ^ other) & bit != 0);
             changed.fold(0, |effect, (_, of_bit)| effect ^ of_bit)
         };
-        if let Some(other) = bits.chain(digits).find(|other| effect(*other) == difference) {
+        if let Some(other) = bits.find(|other| effect(*other) == difference) {
             return Some((at, other));
         }
+        digit = digit.or_else(|| Some((at, digits.find(|other| effect(*other) == difference)?)));
         for (_, effect) in &mut effects {
             // With one more byte behind it.
             let [high, low] = effect.to_be_bytes();
             *effect = crc::as_sent(&[low]) ^ u16::from(high);
         }
     }
-    None
+    digit
 }
 
 fn sealed(bytes: &[u8], refused: Option<Reason>) -> Vec<Part> {
