@@ -471,6 +471,32 @@ async fn a_taken_port_of_the_embedded_broker_names_the_remedy() {
     assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_beside_a_daemon_goes_into_the_store_that_it_names() {
+    let (folder, wire, mut meter) = (Folder::new(), Wire::new(), Meter::new(7));
+    let (database, other) = (folder.path("meterkast.db"), folder.path("other.db"));
+    let broker = format!("[mqtt]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+    let config = folder.file("meterkast.toml", gateway(&folder, &wire.path) + &store(&database) + &broker);
+    let elsewhere = folder.file("other.toml", gateway(&folder, &wire.path) + &store(&other) + &broker);
+    let daemon = Meterkast::run(&config);
+    daemon.says("port p1: open").await;
+    let capture = folder.file("capture", meter.telegrams(8));
+    let replay = |config: &Path| {
+        let arguments = ["replay", capture.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        tokio::task::block_in_place(|| meterkast(&arguments, b""))
+    };
+    let ended = replay(&elsewhere);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+    assert!(ended.stderr.contains("is taken, and not by a daemon that writes"), "{ended:?}");
+    assert!(!other.exists());
+    let ended = replay(&config);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("runs: what is replayed goes through its broker"), "{ended:?}");
+    assert!(!ended.stderr.contains("ERROR"), "{ended:?}");
+    meter.is_stored_in(&database).await;
+    drop(daemon);
+}
+
 #[tokio::test]
 async fn a_database_that_cannot_be_opened_stops_no_gateway() {
     let (broker, folder) = (Broker::start().await, Folder::new());
