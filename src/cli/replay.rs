@@ -273,6 +273,8 @@ fn own_config(folder: &Folder) -> Config {
     config.mqtt.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     if let Some(store) = &mut config.store {
         store.url = StoreUrl::sqlite(&folder.path.join("meterkast.db"));
+        // A capture of years is kept whole.
+        store.retention = Duration::MAX;
     }
     config
 }
