@@ -119,6 +119,8 @@ pub(crate) struct Broker {
     pub(crate) port: u16,
     folder: Folder,
     child: Option<Child>,
+    /// How much it keeps, as its configuration says it.
+    queues: &'static str,
 }
 
 impl Broker {
@@ -128,13 +130,21 @@ impl Broker {
         broker
     }
 
+    /// One that keeps everything for a subscriber that reads slowly. By default it drops what goes beyond 1,000 messages.
+    pub(crate) async fn patient() -> Self {
+        let mut broker = Self::not_yet();
+        broker.queues = "max_queued_messages 0\nmax_queued_bytes 0\n";
+        broker.begin().await;
+        broker
+    }
+
     /// One that does not run yet.
     pub(crate) fn not_yet() -> Self {
-        Self { port: free_port(), folder: Folder::new(), child: None }
+        Self { port: free_port(), folder: Folder::new(), child: None, queues: "" }
     }
 
     pub(crate) async fn begin(&mut self) {
-        let config = format!("listener {} 127.0.0.1\nallow_anonymous true\n", self.port);
+        let config = format!("listener {} 127.0.0.1\nallow_anonymous true\n{}", self.port, self.queues);
         let config = self.folder.file("mosquitto.conf", config);
         // Debian keeps it where an ordinary user's PATH does not lead.
         let path = format!("{}:/usr/local/sbin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
