@@ -363,9 +363,9 @@ async fn a_daemon_is_tapped_while_it_works_and_what_was_heard_gives_the_same_rea
     assert_eq!(ports(&both).len(), 2);
     // The bus again, and all of it; register by register as the daemon had it.
     let data = folder.path("data");
-    // What was going on when the tap was opened, or the daemon stopped, may be torn.
+    // What was going on when the tap was opened, or the daemon stopped, may be torn: a frame and its readout, each of four times.
     let ended = run(&["replay", text(&both), "--data", text(&data)]).await;
-    assert!(summary(&ended)["rejected"].as_u64().unwrap() <= 4, "{ended:?}");
+    assert!(summary(&ended)["rejected"].as_u64().unwrap() <= 8, "{ended:?}");
     let expected = values(&folder.path("m.db"));
     assert!(expected.len() > 30, "{expected:?}");
     assert_eq!(values(&data.join("meterkast.db")), expected);
