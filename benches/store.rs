@@ -11,7 +11,7 @@ use meterkast::{
     payload::{Envelope, Message},
     reading::Report,
     simulate::Household,
-    store::sqlite::{Incoming, Sqlite},
+    store::{Database as _, Incoming, sqlite::Sqlite},
 };
 
 /// What a household sends in so many seconds. The meters behind the first say something new every five minutes.
@@ -82,7 +82,7 @@ async fn measure(name: &str, batch: usize, messages: &[Incoming], path: &Path) {
         (end.get(place).expect("a count") - begin.get(place).expect("a count")) as f64 / messages.len() as f64
     });
     println!("{name:<28}{cpu:>14.1}{handed:>14.0}{disk:>14.0}{:>14}", store.bytes() / messages.len() as u64);
-    store.close().await.expect("closed");
+    Box::new(store).close().await.expect("closed");
 }
 
 fn main() {

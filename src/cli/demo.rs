@@ -91,7 +91,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let summary = daemon.stop().await;
     eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
-    let registers = readings::print(&database, None, arguments.format).await?;
+    let registers = readings::print(&StoreUrl::sqlite(&database), None, arguments.format).await?;
     let well = registers > 0 && summary.acknowledged == summary.messages;
     Ok(if well { Outcome::Well } else { Outcome::Partly })
 }

@@ -1,6 +1,6 @@
 //! `readings`: the registers at a moment, from the database, whether the daemon runs or not.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use super::{Failure, Format, Outcome, Output, table};
 use crate::{
     config::{Config, StoreUrl},
     moment::Moment,
-    store::sqlite::Reader,
+    store,
 };
 
 #[derive(Debug, clap::Args)]
@@ -42,15 +42,15 @@ pub(super) async fn readings(arguments: Arguments) -> Result<Outcome, Failure> {
             config.store.ok_or_else(no_store)?.url
         }
     };
-    print(url.path(), arguments.at, arguments.format).await?;
+    print(&url, arguments.at, arguments.format).await?;
     Ok(Outcome::Well)
 }
 
 /// Prints the registers that a database has; returns how many.
-pub(super) async fn print(database: &Path, at: Option<Moment>, format: Format) -> Result<usize, Failure> {
+pub(super) async fn print(url: &StoreUrl, at: Option<Moment>, format: Format) -> Result<usize, Failure> {
     // A clock that leapt ahead once must not stand for the present until that day comes.
     let at = at.or_else(|| Moment::from_millis(Timestamp::now().as_millisecond().saturating_add(86_400_000), 0));
-    let mut reader = Reader::open(database).await.map_err(Failure::world)?;
+    let mut reader = store::read(url).await.map_err(Failure::world)?;
     let reports = reader.readings(at).await.map_err(Failure::world)?;
     let mut output = Output::new();
     let registers =
@@ -74,7 +74,7 @@ pub(super) async fn print(database: &Path, at: Option<Moment>, format: Format) -
     output.finish()?;
     let count = registers().count();
     if count == 0 {
-        eprintln!("no readings in {} at that moment", database.display());
+        eprintln!("no readings in {url} at that moment");
     }
     Ok(count)
 }

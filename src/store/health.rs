@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 
-use super::{lives::Lives, sqlite::Committed};
+use super::{Committed, lives::Lives};
 use crate::{moment::Moment, payload};
 
 /// Regular interval, and the shortest one on changes.

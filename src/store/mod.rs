@@ -1,685 +1,291 @@
 //! The store: what arrives on MQTT, committed, then acknowledged.
 //!
-//! Enters: messages of all gateways. Leaves: rows in a database, and after each commit an
-//! acknowledgement for each gateway in it; its health. A message that cannot be read is kept as it came, and read
-//! again after an upgrade where a newer build can.
+//! Enters: messages of all gateways. Leaves: rows in a database, acknowledgements; and what the commands ask of it.
 //!
-//! While the database is in trouble the messages of one batch wait in memory; what comes beyond is declined, by
-//! saying nothing, and comes again.
-//!
-//! Live messages wait for each other up to `[store] commit`, which spares SD cards. What comes through
-//! a backlog is committed as soon as no more follows at once: a gateway waits for it.
-//!
-//! - [`sqlite`]: the database.
+//! - [`run`]: the role.
+//! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them.
+//! - [`Reader`]: what the commands ask of it, whether the daemon runs or not.
+//! - [`sqlite`]: a file.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    pin::pin,
-    time::Duration,
-};
+use std::{error::Error, fmt, ops::Range, time::Duration};
 
-use bytes::Bytes;
-use jiff::Timestamp;
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use async_trait::async_trait;
 
 use crate::{
-    config::{self, BrokerUrl},
-    delivery::{Ack, EpochAck, topic},
+    config::{self, StoreUrl},
+    delivery::EpochAck,
     moment::Moment,
-    mqtt::{
-        MAX_PACKET,
-        gateway::random_bits,
-        link::{self, Command, Complaints, Event, Link, Will},
-    },
-    payload::{self, Envelope, Message, Refused},
-    pulse::Pulse,
-    reading::escape,
+    mqtt::gateway::random_bits,
+    payload::{Envelope, Message},
+    reading::{Clock, Medium, Register, Report},
+    unit::{Decimal, Unit},
 };
 
+mod error;
 mod health;
+mod ledgers;
 mod lives;
+mod role;
 pub mod sqlite;
+mod tables;
+mod write;
 
-use health::Health;
-use lives::Lives;
-use sqlite::{Incoming, RETAIN_ROWS, Reread, Sqlite, StoreError};
+pub use error::{StoreError, Trouble};
+pub use role::{Settings, run};
 
-/// Most messages in one commit.
-const BATCH: usize = 1000;
-/// Most bytes of messages in one commit, but for the message that is one too many.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Messages of a backlog, and bytes of them, that are committed while more follow: half of what a gateway has
-/// outstanding, so that it fills one half while the other is written.
-const BACKLOG_BATCH: usize = 500;
-const BACKLOG_BYTES: usize = 512 * 1024;
-/// No message for this long: the gateway's backlog has paused.
-const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
-/// Between attempts to open the database, or to commit.
-const RETRY: Duration = Duration::from_secs(5);
-/// Between looks for messages past their retention.
-const RETENTION: Duration = Duration::from_secs(600);
-/// The loop turns at least so often, to show that it lives.
-const TURN: Duration = Duration::from_secs(10);
-/// What the trouble of a database means.
-const MEANWHILE: &str = "nothing is stored until then, and the gateways keep everything";
-
-/// What a store is told.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// `[store]`.
-    pub store: config::Store,
-    /// `[mqtt]`.
-    pub mqtt: config::Mqtt,
-    /// Its sign of life.
-    pub pulse: Pulse,
+/// What arrived from a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A message that could be read.
+    Message(Message),
+    /// One that could not; kept as it came, and delivered as far as its gateway is concerned.
+    Refused {
+        /// The MQTT topic.
+        topic: String,
+        /// The payload.
+        payload: Vec<u8>,
+        /// Why it is refused.
+        reason: String,
+        /// The payload's schema, 0 when unknown.
+        schema: u32,
+        /// Its numbers; None when not even these could be read.
+        envelope: Option<Envelope>,
+        /// When the store received it, UTC.
+        received_at: Moment,
+    },
 }
 
-/// Stores until `stop` becomes true, then commits what it has. `broker` says where the broker is as soon
-/// as that is known.
-pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUrl>>, mut stop: watch::Receiver<bool>) {
-    let opened = tokio::select! {
-        opened = open(&settings) => opened,
-        () = stopped(&mut stop) => return,
-    };
-    let link = tokio::select! {
-        link = connect(&settings, &mut broker) => link,
-        () = stopped(&mut stop) => return,
-    };
-    let Some(link) = link else { return };
-    let (database, failed) = match opened {
-        Ok(database) => (Some(database), None),
-        Err(error) => (None, Some(error)),
-    };
-    let mut role = Role {
-        retain_at: Instant::now(),
-        settings,
-        started: format!("{:032x}", random_bits()),
-        database,
-        trouble: None,
-        retry_at: None,
-        link,
-        held: None,
-        connected: false,
-        complaints: Complaints::default(),
-        batch: Vec::with_capacity(BATCH),
-        batch_bytes: 0,
-        commit_at: None,
-        backlog: false,
-        refused: 0,
-        shared: 0,
-        lives: Lives::default(),
-        health: Health::default(),
-        commands: VecDeque::new(),
-        greetings: BTreeSet::new(),
-        acks: BTreeMap::new(),
-        stop,
-    };
-    match failed {
-        Some(error) => role.fail(error).await,
-        None => role.opened().await,
-    }
-    role.run().await;
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Committed {
+    /// Messages written.
+    pub stored: u64,
+    /// Messages whose meter, instant and readings were there already.
+    pub repeated: u64,
+    /// Messages whose number had arrived before: nothing was written.
+    pub again: u64,
+    /// Messages kept as refused.
+    pub refused: u64,
+    /// Numbers that are known since then never to arrive.
+    pub lost: u64,
+    /// What to acknowledge: each gateway of the batch in sorted order, with its most recently touched
+    /// epochs (at most 250), the latest first.
+    pub acks: Vec<(String, Vec<EpochAck>)>,
 }
 
-/// Opens the database. While another process has it nothing is done: that one is connected under our name.
-async fn open(Settings { store: settings, pulse, .. }: &Settings) -> Result<Sqlite, StoreError> {
-    let mut said = false;
-    loop {
-        pulse.beat();
-        match Sqlite::open(settings.url.path()).await {
-            Err(error @ StoreError::Held(_)) => {
-                if !said {
-                    tracing::error!("store: {error}; {MEANWHILE}");
-                    pulse.say(format!("waits for its database: {error}"));
-                    said = true;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-            result => return result,
+/// How a message that was refused is read: from its topic and payload. The error says why it cannot be.
+pub type Read<'r> = dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync + 'r;
+
+/// What became of refused messages that were read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reread {
+    /// Could be read, and are messages now.
+    pub read: u64,
+    /// Could not, for another reason than their schema.
+    pub refused: u64,
+}
+
+impl Incoming {
+    /// Its numbers, where they could be read.
+    pub fn envelope(&self) -> Option<&Envelope> {
+        match self {
+            Self::Message(message) => Some(&message.envelope),
+            Self::Refused { envelope, .. } => envelope.as_ref(),
         }
     }
 }
 
-async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<BrokerUrl>>) -> Option<Link> {
-    if broker.borrow().is_none() {
-        settings.pulse.say("waits for the broker");
-    }
-    settings.pulse.rest();
-    let url = broker.wait_for(Option::is_some).await.ok()?.clone()?;
-    let id = settings.store.id.as_str();
-    let will = Will { topic: topic::of_store(settings.mqtt.base_topic.as_str(), id), payload: "offline".into() };
-    let link = link::start(&url, &format!("meterkast-store-{}", topic::level(id)), &settings.mqtt, Some(will));
-    link.map_err(|error| tracing::error!("{error}")).ok()
+/// What a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Meters ever heard.
+    pub meters: u64,
+    /// Messages kept, sealed ones included.
+    pub messages: u64,
+    /// Refused messages kept.
+    pub refused: u64,
 }
 
-struct Role {
-    settings: Settings,
-    /// Random: see [`Ack::started`].
-    started: String,
-    /// None while it cannot be opened.
-    database: Option<Sqlite>,
-    /// What the database complains of.
-    trouble: Option<String>,
-    /// When to try again what failed; until then nothing is committed.
-    retry_at: Option<Instant>,
-    link: Link,
-    /// An event that waited for a commit to end; None in it: there will be no more.
-    held: Option<Option<Event>>,
-    connected: bool,
-    complaints: Complaints,
-    batch: Vec<Incoming>,
-    batch_bytes: usize,
-    /// When the batch is committed at the latest.
-    commit_at: Option<Instant>,
-    /// Whether the batch holds messages of a backlog.
-    backlog: bool,
-    /// Messages refused since the start.
-    refused: u64,
-    /// Messages since the start that showed two gateways under one id.
-    shared: u64,
-    lives: Lives,
-    health: Health,
-    /// What is published before anything else.
-    commands: VecDeque<Command>,
-    /// Gateways that are still to be told all that is known of them.
-    greetings: BTreeSet<String>,
-    /// What still has to be published, by gateway: the newest only.
-    acks: BTreeMap<String, Vec<EpochAck>>,
-    retain_at: Instant,
-    /// Becomes true when it is time to end.
-    stop: watch::Receiver<bool>,
+/// A database as its writer sees it. All instants are UTC. Each error says what is wrong and what helps; after an error nothing of the
+/// call is done, and the same call can be made again. After [`StoreError::Replaced`], or where [`StoreError::needs_reopening`] says so,
+/// it is closed or abandoned, and opened anew.
+#[async_trait]
+pub trait Database: fmt::Debug + Send + Sync {
+    /// 128 random bits in hex, drawn when the database was made or restored. See [`Ack`](crate::delivery::Ack).
+    fn generation(&self) -> &str;
+
+    /// 128 random bits in hex, drawn when a store opened the database last. See [`Ack::started`](crate::delivery::Ack::started).
+    fn started(&self) -> &str;
+
+    /// Whether several stores may write it at once.
+    fn is_shared(&self) -> bool;
+
+    /// Bytes on disk, as far as it is known without asking; 0: not known.
+    fn bytes(&self) -> u64;
+
+    /// The gateways that it knows, in sorted order.
+    async fn gateways(&mut self) -> Result<Vec<String>, StoreError>;
+
+    /// What to acknowledge to a gateway after a reconnect: its epochs, at most 1,000, those touched last first.
+    async fn epochs(&mut self, gateway: &str) -> Result<Vec<EpochAck>, StoreError>;
+
+    /// Reads messages again which an older build refused because their schema was newer than it could read, and
+    /// which `schema`, the newest that is read now, includes. `read` is given topic and payload; its error is the
+    /// new reason. Call it again until it returns zeros, before anything is committed.
+    async fn reread(&mut self, schema: u32, read: &Read<'_>) -> Result<Reread, StoreError>;
+
+    /// Writes a batch, all of it or nothing. It returns when the commit would survive a power cut.
+    async fn commit(&mut self, batch: &[Incoming]) -> Result<Committed, StoreError>;
+
+    /// One step of upkeep, far below a second: messages older than `retention`, counted back from their meter's newest, go; so do all
+    /// but the 1,000 ledgers of each gateway that were touched last. Quarter-hours stay. Returns whether there is more to do.
+    async fn keep_up(&mut self, retention: Duration) -> Result<bool, StoreError>;
+
+    /// Lets go of a database that is damaged, and leaves it as it is.
+    async fn abandon(self: Box<Self>);
+
+    /// Closes it. Without that nothing is lost either.
+    async fn close(self: Box<Self>) -> Result<(), StoreError>;
 }
 
-impl Role {
-    async fn run(mut self) {
-        let mut stop = self.stop.clone();
-        loop {
-            self.settings.pulse.beat();
-            self.publish().await;
-            let idle = self.retry_at.is_none();
-            let half = self.batch.len() >= BACKLOG_BATCH || self.batch_bytes >= BACKLOG_BYTES;
-            let due = idle && (self.is_full() || (self.backlog && half));
-            let (commit_at, retry_at, health_at) = (self.commit_at, self.retry_at, self.health.due());
-            let commands = self.link.commands.clone();
-            // What is due comes first: no stream of messages, however dense, may put it off.
-            tokio::select! {
-                biased;
-                () = stopped(&mut stop) => break,
-                () = sleep_until(retry_at), if retry_at.is_some() => self.retry().await,
-                () = sleep_until(commit_at), if idle && commit_at.is_some() => self.commit().await,
-                () = tokio::time::sleep_until(self.retain_at), if idle => self.retain().await,
-                () = tokio::time::sleep_until(health_at), if self.connected => self.say_health(),
-                () = std::future::ready(()), if due => self.commit().await,
-                event = next_event(&mut self.held, &mut self.link.events) => match event {
-                    Some(event) => self.hear(event).await,
-                    None => break,
-                },
-                room = commands.reserve(), if self.connected && self.has_to_publish() => drop(room),
-                () = tokio::time::sleep(BACKLOG_PAUSE), if idle && self.backlog => self.commit().await,
-                () = tokio::time::sleep(TURN) => {}
-            }
-        }
-        self.close().await;
-    }
+/// A database as the commands see it, whether a daemon runs or not. Nothing in it is changed.
+#[async_trait]
+pub trait Reader: fmt::Debug + Send {
+    /// For every meter, in the order of their names, its newest report measured at or before `at` (of
+    /// all when None), and when that was received (UTC). Of several at one instant the last stored.
+    /// Medium and protocol are what the meter said last.
+    async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
 
-    async fn hear(&mut self, event: Event) {
-        match event {
-            Event::Connected => {
-                self.connected = true;
-                self.complaints.end();
-                self.say_what_it_does();
-                // Of the connection before nothing is left.
-                self.commands.clear();
-                self.health.said = None;
-                self.greet().await;
-            }
-            Event::Disconnected { reason } => {
-                if self.complaints.is_news(&reason) {
-                    tracing::warn!("{reason}");
-                }
-                self.connected = false;
-                self.say_what_it_does();
-            }
-            Event::Message { topic, payload, .. } => self.take(&topic, &payload),
-            Event::Published(_) | Event::Dropped(_) => {}
-        }
-    }
+    /// How much it holds.
+    async fn counts(&mut self) -> Result<Counts, StoreError>;
 
-    fn say_what_it_does(&self) {
-        self.settings.pulse.say(match &self.trouble {
-            Some(trouble) => format!("waits for its database: {trouble}"),
-            None if self.connected => "online".to_owned(),
-            None => "waits for the broker".to_owned(),
-        });
-    }
+    /// Every meter that was ever heard, in the order of their names.
+    async fn meters(&mut self) -> Result<Vec<Meter>, StoreError>;
 
-    /// Says that messages are taken, and to each gateway what it need not send.
-    async fn greet(&mut self) {
-        let Some(database) = self.database.as_mut().filter(|_| self.connected) else { return };
-        match database.gateways().await {
-            Ok(gateways) => self.greetings.extend(gateways),
-            Err(error) => return self.fail(error).await,
-        }
-        // Those that are unknown to a database that is new need to hear of its generation.
-        self.greetings.extend(self.lives.names().cloned());
-        let base = self.settings.mqtt.base_topic.as_str();
-        tracing::info!("connected to the broker as store {}", self.settings.store.id.as_str());
-        let topics = vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")];
-        // In this order: a gateway that hears `online` sends at once.
-        self.commands.push_back(Command::Subscribe(topics));
-        self.say_online();
-    }
+    /// The cumulative registers of a meter, in the order of their names, units and decimals.
+    async fn series(&mut self, meter: &Meter) -> Result<Vec<Series>, StoreError>;
 
-    fn say_online(&mut self) {
-        let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
-        self.commands.push_back(Command::Publish { topic, payload: "online".into(), retain: true, tag: None });
-    }
+    /// Register values at quarter-hours, ascending. Values whose clock was not synchronised are left out.
+    async fn quarters(&mut self, series: &Series, which: &Quarters) -> Result<Vec<Quarter>, StoreError>;
 
-    fn say_health(&mut self) {
-        self.health.said = Some(Instant::now());
-        self.health.changed = false;
-        let topic = topic::store_health(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
-        let bytes = self.database.as_ref().map_or(0, Sqlite::bytes);
-        let payload = self.health.to_json(&self.lives, self.trouble.as_deref(), bytes);
-        self.commands.push_back(Command::Publish { topic, payload, retain: true, tag: None });
-    }
-
-    fn is_full(&self) -> bool {
-        self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES
-    }
-
-    fn take(&mut self, topic: &str, payload: &Bytes) {
-        let base = self.settings.mqtt.base_topic.as_str();
-        let Some((_, _, stream)) = topic::parse_message(base, topic) else { return };
-        if self.is_full() {
-            // The database is in trouble. What is not acknowledged comes again.
-            self.health.declined = self.health.declined.saturating_add(1);
-            return;
-        }
-        let deadline = Instant::now() + self.settings.store.commit;
-        self.backlog |= stream == topic::Stream::Backlog;
-        self.commit_at.get_or_insert(deadline);
-        let incoming = incoming(base, topic, payload);
-        if let Incoming::Refused { reason, .. } = &incoming {
-            self.refused = self.refused.saturating_add(1);
-            // The 1st, 2nd, 4th, 8th...: whoever can publish must not be able to fill the log, or write lines of it.
-            if self.refused.is_power_of_two() {
-                let (topic, reason, count) = (shown(topic), shown(reason), self.refused);
-                tracing::warn!(
-                    "a message under {topic} is refused: {reason}; it is kept in the table `refused` ({count} so far)"
-                );
-            }
-        }
-        if let Some(envelope) = incoming.envelope() {
-            self.lives.hear(&envelope.gateway);
-            if stream == topic::Stream::Telegram && self.lives.speaks(&envelope.gateway, envelope.epoch) {
-                self.shared = self.shared.saturating_add(1);
-                self.health.changed = true;
-                if self.shared.is_power_of_two() {
-                    let (gateway, count) = (shown(&envelope.gateway), self.shared);
-                    tracing::warn!(
-                        "two gateways have the id {gateway}: give each its own [gateway] id; SD cards are cloned                          (seen {count} times so far). The messages of both are stored"
-                    );
-                }
-            }
-        }
-        self.batch_bytes = self.batch_bytes.saturating_add(payload.len()).saturating_add(topic.len());
-        self.batch.push(incoming);
-    }
-
-    /// Commits the batch, and reads meanwhile what arrives for the next one. Where that fails it waits to be tried again.
-    async fn commit(&mut self) {
-        let Some(mut database) = self.database.take() else { return };
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        let bytes = std::mem::take(&mut self.batch_bytes);
-        let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
-        let begin = Instant::now();
-        // What is tried again must not grow with each attempt.
-        let retried = self.trouble.is_some();
-        let result = {
-            let mut committing = pin!(database.commit(&batch));
-            loop {
-                let room = self.held.is_none() && !retried && !self.is_full();
-                tokio::select! {
-                    biased;
-                    result = &mut committing => break result,
-                    event = self.link.events.recv(), if room => match event {
-                        Some(Event::Message { topic, payload, .. }) => self.take(&topic, &payload),
-                        other => self.held = Some(other),
-                    },
-                }
-            }
-        };
-        self.database = Some(database);
-        match result {
-            Ok(committed) => {
-                tracing::debug!("store: {} messages, {bytes} bytes committed in {:?}", batch.len(), begin.elapsed());
-                self.health.count(&committed);
-                self.acks.extend(committed.acks);
-                self.works();
-            }
-            Err(error) => {
-                let later = std::mem::replace(&mut self.batch, batch);
-                self.batch.extend(later);
-                self.batch_bytes = self.batch_bytes.saturating_add(bytes);
-                self.backlog |= backlog;
-                self.commit_at = commit_at.or(self.commit_at);
-                self.fail(error).await;
-            }
-        }
-    }
-
-    /// Says what the database complains of, once, and has it tried again later.
-    async fn fail(&mut self, error: StoreError) {
-        let replaced = matches!(error, StoreError::Replaced(_));
-        let text = error.to_string();
-        if replaced {
-            tracing::warn!("store: {text}; it is opened again");
-        } else if self.trouble.as_ref() != Some(&text) {
-            tracing::error!("store: {text}; {MEANWHILE}");
-        }
-        self.trouble = Some(text);
-        self.say_what_it_does();
-        self.health.changed = true;
-        self.retry_at = Some(if replaced { Instant::now() } else { Instant::now() + RETRY });
-        // Where the disk fails the connection stays: it knows which part of the log was not synced, and writes it anew.
-        if error.needs_reopening()
-            && let Some(database) = self.database.take()
-        {
-            // What another database would say is not known yet.
-            self.greetings.clear();
-            self.acks.clear();
-            if replaced {
-                let _ = database.close().await;
-            } else {
-                database.abandon().await;
-            }
-        }
-    }
-
-    async fn retry(&mut self) {
-        self.retry_at = None;
-        if self.database.is_none() {
-            match Sqlite::open(self.settings.store.url.path()).await {
-                Ok(database) => self.database = Some(database),
-                Err(error) => return self.fail(error).await,
-            }
-            self.opened().await;
-            self.greet().await;
-        }
-        if self.retry_at.is_some() {
-            return;
-        }
-        // With nothing to commit, whatever else writes shows whether it works.
-        if self.batch.is_empty() { self.retain().await } else { self.commit().await }
-    }
-
-    /// The database is open: before anything is taken, what this build can read better is read again.
-    async fn opened(&mut self) {
-        let (id, url) = (self.settings.store.id.as_str(), &self.settings.store.url);
-        tracing::info!("store {id}: {url}");
-        let read = reread(self.settings.mqtt.base_topic.as_str());
-        let mut sum = Reread::default();
-        while let Some(database) = &mut self.database
-            && !*self.stop.borrow()
-        {
-            match database.reread(payload::SCHEMA, &read).await {
-                Ok(Reread { read: 0, refused: 0 }) => break,
-                Ok(more) => {
-                    sum.read = sum.read.saturating_add(more.read);
-                    sum.refused = sum.refused.saturating_add(more.refused);
-                }
-                Err(error) => return self.fail(error).await,
-            }
-        }
-        if sum != Reread::default() {
-            tracing::info!(
-                "store: {} messages of a newer schema, refused before the upgrade, are stored; {} still cannot be read",
-                sum.read,
-                sum.refused
-            );
-        }
-        if self.batch.is_empty() {
-            self.works();
-        }
-    }
-
-    /// The database did what it was asked.
-    fn works(&mut self) {
-        if self.trouble.take().is_none() {
-            return;
-        }
-        tracing::info!("store: committing again");
-        self.say_what_it_does();
-        self.health.changed = true;
-        // What was declined comes again at once when the gateways hear this.
-        self.say_online();
-    }
-
-    fn has_to_publish(&self) -> bool {
-        !(self.commands.is_empty() && self.greetings.is_empty() && self.acks.is_empty())
-    }
-
-    /// Publishes what is to be said, as far as there is room.
-    async fn publish(&mut self) {
-        let commands = self.link.commands.clone();
-        while self.connected && self.has_to_publish() {
-            let Ok(room) = commands.try_reserve() else { return };
-            if let Some(command) = self.commands.pop_front() {
-                room.send(command);
-                continue;
-            }
-            let Some(database) = &mut self.database else { return };
-            let (gateway, epochs) = match self.greetings.pop_first() {
-                Some(gateway) => {
-                    self.acks.remove(&gateway);
-                    match database.epochs(&gateway).await {
-                        Ok(epochs) => (gateway, epochs),
-                        Err(error) => {
-                            // It is told when the database works again.
-                            self.greetings.insert(gateway);
-                            return self.fail(error).await;
-                        }
-                    }
-                }
-                None => match self.acks.pop_first() {
-                    Some(ack) => ack,
-                    None => return,
-                },
-            };
-            let store = self.settings.store.id.as_str();
-            let from = Ack {
-                store: store.to_owned(),
-                generation: database.generation().to_owned(),
-                started: self.started.clone(),
-                epochs: Vec::new(),
-            };
-            room.send(Command::Publish {
-                topic: topic::ack(self.settings.mqtt.base_topic.as_str(), &gateway, store),
-                payload: ack(&from, epochs),
-                retain: true,
-                tag: None,
-            });
-        }
-    }
-
-    async fn retain(&mut self) {
-        self.retain_at = Instant::now() + RETENTION;
-        let Some(database) = &mut self.database else { return };
-        match database.retain(self.settings.store.retention).await {
-            Ok(rows) => {
-                // More to do: soon, but not before what has arrived.
-                if rows >= RETAIN_ROWS {
-                    self.retain_at = Instant::now() + Duration::from_secs(1);
-                }
-                self.works();
-            }
-            Err(error) => self.fail(error).await,
-        }
-    }
-
-    async fn close(mut self) {
-        // What has already arrived is still taken.
-        if let Some(Some(event)) = self.held.take() {
-            self.hear(event).await;
-        }
-        while let Ok(event) = self.link.events.try_recv() {
-            self.hear(event).await;
-            if self.is_full() && self.retry_at.is_none() {
-                self.commit().await;
-            }
-        }
-        // What cannot be committed is not acknowledged, and comes again.
-        self.commit().await;
-        if self.connected {
-            self.say_health();
-            let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
-            let offline = Command::Publish { topic, payload: "offline".into(), retain: true, tag: None };
-            self.greetings.clear();
-            self.publish().await;
-            for command in [offline, Command::Close] {
-                let _ = self.link.commands.try_send(command);
-            }
-            let events = &mut self.link.events;
-            let closed = async { while !matches!(events.recv().await, None | Some(Event::Disconnected { .. })) {} };
-            let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
-        }
-        if let Some(database) = self.database
-            && let Err(error) = database.close().await
-        {
-            tracing::warn!("store: {error}");
-        }
-    }
+    /// Messages of a meter measured in `span`, ascending by time and by the order in which those of one instant were
+    /// stored: the first `most` behind `after`. Where fewer come there are no more.
+    async fn messages(
+        &mut self,
+        meter: &Meter,
+        span: Range<i64>,
+        after: Option<(i64, i64)>,
+        most: usize,
+    ) -> Result<Vec<Stored>, StoreError>;
 }
 
-/// An acknowledgement `from` a store of these epochs, or of as many of the first as half a packet holds.
-fn ack(from: &Ack, epochs: Vec<EpochAck>) -> String {
-    let of = |epochs| Ack { epochs, ..from.clone() };
-    let mut left = MAX_PACKET / 2;
-    let fit = epochs.into_iter().take_while(|epoch| {
-        // A little more than it adds to the others.
-        let bytes = of(vec![epoch.clone()]).to_json().len();
-        let fits = bytes <= left;
-        left = left.saturating_sub(bytes.saturating_sub(of(Vec::new()).to_json().len()).saturating_add(1));
-        fits
-    });
-    of(fit.collect()).to_json()
+/// A meter, as a store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meter {
+    /// Its number in this database.
+    pub id: i64,
+    /// What it says of itself, such as `E0043007052870318`.
+    pub name: String,
+    /// What it measures.
+    pub medium: Medium,
+    /// `p1` or `mbus`.
+    pub protocol: String,
+    /// The gateway it was last received by.
+    pub gateway: String,
+    /// The meter whose place it took, where its gateway saw that.
+    pub predecessor: Option<String>,
+    /// When its first message was received, ms since 1970 UTC, by the gateway's clock.
+    pub first_seen: i64,
+    /// When its last message was received.
+    pub last_seen: i64,
 }
 
-/// What a message under a topic of a gateway is to the store.
-fn incoming(base: &str, topic: &str, payload: &[u8]) -> Incoming {
-    read(base, topic, payload).map_or_else(
-        |refused| Incoming::Refused {
-            topic: topic.to_owned(),
-            payload: payload.to_vec(),
-            reason: refused.reason,
-            schema: refused.schema,
-            envelope: refused.envelope.map(|envelope| *envelope),
-            received_at: Moment::utc(Timestamp::now()),
-        },
-        Incoming::Message,
-    )
+/// The values of one register of one meter in one unit, with one number of decimals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Series {
+    /// Its number in this database.
+    pub id: i64,
+    /// The meter's number.
+    pub meter: i64,
+    /// Which register.
+    pub register: Register,
+    /// The unit of its values.
+    pub unit: Unit,
+    /// How many decimals its values have.
+    pub scale: u8,
 }
 
-/// How messages that were refused are read again: as those that arrive.
-fn reread(base: &str) -> impl Fn(&str, &[u8]) -> Result<Message, String> + Sync + use<> {
-    let base = base.to_owned();
-    move |topic, payload| read(&base, topic, payload).map_err(|refused| refused.reason)
+/// Which quarter-hours are asked for. A quarter-hour's number is the seconds since 1970 UTC / 900, rounded down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Quarters {
+    /// All from one to before another.
+    All(Range<i64>),
+    /// What is known around some marks: the first and the last value there is, of each mark the values next to it, and of each fall (a
+    /// value lower than the one before it) from the first mark to the last the values next to it.
+    Around {
+        /// Ascending.
+        marks: Vec<i64>,
+        /// How many values before each of them, and how many from it on.
+        each: u8,
+    },
 }
 
-/// A message that cannot be stored as readings.
-struct Unreadable {
-    reason: String,
-    schema: u32,
-    envelope: Option<Box<Envelope>>,
+/// The first value of a register in a quarter-hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quarter {
+    /// The quarter-hour's number.
+    pub quarter: i64,
+    /// When it was measured, ms since 1970 UTC.
+    pub at: i64,
+    /// The value.
+    pub value: Decimal,
 }
 
-/// Reads a message that came under a topic.
-fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> {
-    let Some((gateway, meter, _)) = topic::parse_message(base, topic) else {
-        let reason = format!("its topic is not below {base}");
-        return Err(Unreadable { reason, schema: 0, envelope: None });
-    };
-    let message = match Message::from_json(payload) {
-        Ok(message)
-            if topic::level(&message.envelope.gateway) == gateway && topic::level(&message.report.meter) == meter =>
-        {
-            return Ok(message);
-        }
-        message => message,
-    };
-    // A payload that speaks for another gateway must not touch that gateway's numbers.
-    let (schema, envelope) = match Envelope::from_json(payload) {
-        Ok((schema, envelope)) if topic::level(&envelope.gateway) == gateway => (schema, Some(Box::new(envelope))),
-        Ok((_, envelope)) => {
-            // Its schema is not what is wrong with it: it is not read again.
-            let reason = format!("it says it is from gateway {}", envelope.gateway);
-            return Err(Unreadable { reason, schema: 0, envelope: None });
-        }
-        Err(refused) => return Err(Unreadable { reason: refused.to_string(), schema: 0, envelope: None }),
-    };
-    let reason = match message {
-        Ok(message) => format!("it says it is of meter {}", message.report.meter),
-        Err(refused @ (Refused::NewerSchema(_) | Refused::Malformed(_))) => refused.to_string(),
-    };
-    Err(Unreadable { reason, schema, envelope })
+/// A message as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// When it was measured (ms since 1970 UTC), and its place among those of this instant: its key.
+    pub key: (i64, i64),
+    /// What the meter said.
+    pub report: Report<String>,
+    /// When the gateway received it, UTC.
+    pub received_at: Moment,
 }
 
-/// The beginning of a text that came from outside, fit for a log.
-fn shown(text: &str) -> String {
-    escape(text.as_bytes().get(..200).unwrap_or(text.as_bytes()))
+/// Opens the database of `[store]` for writing, and makes what it lacks.
+pub async fn open(store: &config::Store) -> Result<Box<dyn Database>, StoreError> {
+    Ok(Box::new(sqlite::Sqlite::open(store.url.path()).await?))
 }
 
-/// The next event: the one that is held, if any.
-async fn next_event(held: &mut Option<Option<Event>>, events: &mut mpsc::Receiver<Event>) -> Option<Event> {
-    match held.take() {
-        Some(event) => event,
-        None => events.recv().await,
-    }
+/// Opens a database for reading; it must exist.
+pub async fn read(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
+    Ok(Box::new(sqlite::Reader::open(url.path()).await?))
 }
 
-/// Until it is time to end.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error says that nobody is left who could tell.
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Column `clock` is the place in this list.
+const CLOCKS: [Clock; 4] = [Clock::Meter, Clock::Telegram, Clock::Gateway, Clock::Unsynchronised];
+
+/// The place of a clock in [`CLOCKS`].
+fn clock_code(clock: Clock) -> i64 {
+    CLOCKS.iter().zip(0..).find(|&(&entry, _)| entry == clock).map_or(3, |(_, code)| code)
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    if let Some(at) = at {
-        tokio::time::sleep_until(at).await;
-    }
+/// A row that this program did not write.
+fn unreadable(error: impl Into<Box<dyn Error + Send + Sync>>) -> sqlx::Error {
+    sqlx::Error::Decode(error.into())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delivery::{Epoch, Ranges, Tally};
+/// A number as a column. Numbers beyond an i64 come from no real gateway; cut, they stay unconfirmed.
+fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
 
-    #[test]
-    fn an_acknowledgement_holds_as_many_epochs_as_half_a_packet() {
-        let epochs = |ranges: u64| {
-            let have = Ranges::from_pairs((1..=ranges).map(|at| (u64::MAX / 2 + 3 * at, u64::MAX / 2 + 3 * at + 1)));
-            let of = |bits| EpochAck {
-                epoch: Epoch::from_bits(bits),
-                through: 1,
-                lost: have.clone(),
-                have: have.clone(),
-                tally: Tally::default(),
-            };
-            (0..1000).map(of).collect::<Vec<_>>()
-        };
-        let from = Ack { store: "main".into(), generation: "g".into(), started: "s".into(), epochs: Vec::new() };
-        assert_eq!(Ack::from_json(ack(&from, epochs(0)).as_bytes()).unwrap().epochs.len(), 1000);
-        for (ranges, least) in [(3, 200), (256, 4)] {
-            let epochs = epochs(ranges);
-            let json = ack(&from, epochs.clone());
-            let read = Ack::from_json(json.as_bytes()).unwrap().epochs;
-            assert!(read.len() >= least && read[..] == epochs[..read.len()], "{}", read.len());
-            let more = Ack { epochs: epochs[..=read.len()].to_vec(), ..from.clone() };
-            assert!(json.len() <= MAX_PACKET / 2 && more.to_json().len() + 200 > MAX_PACKET / 2);
-        }
-    }
+/// Integers and strings always serialise.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// 128 random bits in hex.
+fn draw() -> String {
+    format!("{:032x}", random_bits())
 }

@@ -4,25 +4,21 @@
 //! what to acknowledge, once it is committed: a commit returns when it would survive a power cut.
 //! Reports leave through [`Reader`] exactly as they entered. Instants are UTC.
 //!
-//! Each error says what is wrong with the file and what helps; after an error nothing of the batch is
-//! written, and giving the same batch again does the right thing. After [`StoreError::Replaced`], or where
-//! [`StoreError::needs_reopening`] says so, it is closed or abandoned, and opened anew.
-//!
 //! - `file`: which file it is, and whether it may be opened.
 //! - `log`: whether its write-ahead log has lost commits.
-//! - `ledgers`, `write`: a batch becomes rows. `read`: rows become reports.
+//! - `tables`: the statements. `read`: rows become reports.
 //!
 //! Not supported: several writers on one file, which [`StoreError::Held`] refuses; instants finer than
 //! a millisecond.
 
 use std::{
     collections::BTreeSet,
-    error::Error,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use async_trait::async_trait;
 use sqlx::{
     ConnectOptions as _, Connection as _, SqliteConnection,
     migrate::{MigrateError, Migrator},
@@ -30,99 +26,28 @@ use sqlx::{
     sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use crate::{
-    delivery::EpochAck,
-    moment::Moment,
-    payload::{Envelope, Message},
-    reading::Clock,
+use super::{
+    Committed, Database, Incoming, Read, Reread, StoreError, draw, json, ledgers::EPOCHS, number, tables::Tables as _,
+    write,
 };
+use crate::delivery::EpochAck;
 
-mod error;
 mod file;
-mod ledgers;
 mod log;
 mod read;
-mod write;
+mod tables;
 
 #[cfg(test)]
 mod tests;
 
 use file::Identity;
-use ledgers::EPOCHS;
 
-pub use error::{StoreError, Trouble};
-pub use read::{Counts, Reader};
+pub use read::Reader;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/sqlite");
 
-/// Rows a statement: 10 columns of them stay below SQLite's 32,766 parameters.
-const CHUNK: usize = 1000;
-/// Most messages that one [`Sqlite::retain`] deletes, so that commits never wait for long.
-pub const RETAIN_ROWS: u64 = 5000;
-/// Column `clock` is the place in this list.
-const CLOCKS: [Clock; 4] = [Clock::Meter, Clock::Telegram, Clock::Gateway, Clock::Unsynchronised];
-
-/// What arrived from a gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Incoming {
-    /// A message that could be read.
-    Message(Message),
-    /// One that could not; kept as it came, and delivered as far as its gateway is concerned.
-    Refused {
-        /// The MQTT topic.
-        topic: String,
-        /// The payload.
-        payload: Vec<u8>,
-        /// Why it is refused.
-        reason: String,
-        /// The payload's schema, 0 when unknown.
-        schema: u32,
-        /// Its numbers; None when not even these could be read.
-        envelope: Option<Envelope>,
-        /// When the store received it, UTC.
-        received_at: Moment,
-    },
-}
-
-/// What became of a batch.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Committed {
-    /// Messages written.
-    pub stored: u64,
-    /// Messages whose meter, instant and readings were there already.
-    pub repeated: u64,
-    /// Messages whose number had arrived before: nothing was written.
-    pub again: u64,
-    /// Messages kept as refused.
-    pub refused: u64,
-    /// Numbers that are known since then never to arrive.
-    pub lost: u64,
-    /// What to acknowledge: each gateway of the batch in sorted order, with its most recently touched
-    /// epochs (at most 250), the latest first.
-    pub acks: Vec<(String, Vec<EpochAck>)>,
-}
-
-/// How a message that was refused is read: from its topic and payload. The error says why it cannot be.
-pub type Read<'r> = dyn Fn(&str, &[u8]) -> Result<Message, String> + Sync + 'r;
-
-/// What became of refused messages that were read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reread {
-    /// Could be read, and are messages now.
-    pub read: u64,
-    /// Could not, for another reason than their schema.
-    pub refused: u64,
-}
-
-impl Incoming {
-    /// Its numbers, where they could be read.
-    pub fn envelope(&self) -> Option<&Envelope> {
-        match self {
-            Self::Message(message) => Some(&message.envelope),
-            Self::Refused { envelope, .. } => envelope.as_ref(),
-        }
-    }
-}
+/// Most messages that one step of upkeep deletes, so that commits never wait for long.
+const RETAIN_ROWS: u64 = 5000;
 
 /// The writer. One process has it; it holds `<path>.lock` as long as it lives.
 #[derive(Debug)]
@@ -130,6 +55,7 @@ pub struct Sqlite {
     path: PathBuf,
     connection: SqliteConnection,
     generation: String,
+    started: String,
     /// Whether a transaction was begun and not ended: a call that was dropped half-way leaves it so.
     unfinished: bool,
     /// The files that were opened.
@@ -160,81 +86,32 @@ impl Sqlite {
             // So that even then the daemon stops in time.
             .busy_timeout(Duration::from_secs(2))
             .disable_statement_logging();
-        let mut connection = options.connect().await.map_err(|error| StoreError::sql(path, error))?;
+        let mut connection = options.connect().await.map_err(|error| StoreError::sqlite(path, error))?;
         // `run` would make this future one that cannot move to another thread.
         MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer { path: path.to_owned(), version },
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::sql(path, error),
-            other => StoreError::sql(path, other.into()),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::sqlite(path, error),
+            other => StoreError::sqlite(path, other.into()),
         })?;
-        checkpoint(&mut connection).await.map_err(|error| StoreError::sql(path, error))?;
+        checkpoint(&mut connection).await.map_err(|error| StoreError::sqlite(path, error))?;
         // A file that took the place of the one that was open here, such as a backup, may lack what was acknowledged:
         // under a new generation the gateways send it again.
         let restored = another && here.exists();
-        let generation = generation(&mut connection, restored).await.map_err(|error| StoreError::sql(path, error))?;
+        let generation =
+            generation(&mut connection, restored).await.map_err(|error| StoreError::sqlite(path, error))?;
         let identity = Identity::at(path);
         identity.write(&mut lock).map_err(|error| StoreError::io(path, error))?;
         let unpruned = (usize::MAX, usize::MAX);
-        Ok(Self { path: path.to_owned(), connection, generation, unfinished: false, identity, unpruned, _lock: lock })
-    }
-
-    /// 128 random bits in hex, drawn when the database was made.
-    pub fn generation(&self) -> &str {
-        &self.generation
-    }
-
-    /// The gateways that it knows, in sorted order.
-    pub async fn gateways(&mut self) -> Result<Vec<String>, StoreError> {
-        let result = ledgers::gateways(&mut self.connection).await;
-        result.map_err(|error| StoreError::sql(&self.path, error))
-    }
-
-    /// What to acknowledge to a gateway after a reconnect: its epochs, at most 1,000, those touched last first.
-    pub async fn epochs(&mut self, gateway: &str) -> Result<Vec<EpochAck>, StoreError> {
-        let result = ledgers::newest_ledgers(&mut self.connection, &[gateway], EPOCHS).await;
-        let mut ledgers = result.map_err(|error| StoreError::sql(&self.path, error))?;
-        Ok(ledgers.pop().map(|(_, epochs)| epochs).unwrap_or_default())
-    }
-
-    /// Bytes on disk, the write-ahead log included.
-    pub fn bytes(&self) -> u64 {
-        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-        size(&self.path).saturating_add(size(&file::beside(&self.path, "-wal")))
-    }
-
-    /// Reads messages again which an older build refused because their schema was newer than it could read, and
-    /// which `schema`, the newest that is read now, includes. `read` is given topic and payload; its error is the
-    /// new reason. Call it again until it returns zeros, before anything is committed.
-    pub async fn reread(&mut self, schema: u32, read: &Read<'_>) -> Result<Reread, StoreError> {
-        let result = match self.begin().await {
-            Ok(()) => write::reread(&mut self.connection, schema, read).await,
-            Err(error) => Err(error),
-        };
-        self.end(result).await
-    }
-
-    /// Writes a batch, all of it or nothing. On an error the same batch can be given again.
-    pub async fn commit(&mut self, batch: &[Incoming]) -> Result<Committed, StoreError> {
-        if batch.is_empty() {
-            return Ok(Committed::default());
-        }
-        self.still_there()?;
-        let result = match self.begin().await {
-            Ok(()) => write::write(&mut self.connection, batch).await,
-            Err(error) => Err(error),
-        };
-        let result = match result {
-            Ok(committed) => self.prune_refused(batch).await.map(|()| committed),
-            error => error,
-        };
-        let result = self.end(result).await;
-        if result.is_err() {
-            self.unpruned = (usize::MAX, usize::MAX);
-        }
-        let committed = result?;
-        // What was written to a file that nobody finds any more is not acknowledged.
-        self.still_there()?;
-        Ok(committed)
+        Ok(Self {
+            path: path.to_owned(),
+            connection,
+            generation,
+            started: draw(),
+            unfinished: false,
+            identity,
+            unpruned,
+            _lock: lock,
+        })
     }
 
     fn still_there(&self) -> Result<(), StoreError> {
@@ -253,48 +130,10 @@ impl Sqlite {
         let due = rows >= 1000 || bytes >= 6 * 1024 * 1024;
         self.unpruned = (rows, bytes);
         if due {
-            write::prune_refused(&mut self.connection).await?;
+            tables::prune_refused(&mut self.connection).await?;
             self.unpruned = (0, 0);
         }
         Ok(())
-    }
-
-    /// Deletes the oldest messages of each meter that are older than `keep`, counted back from that
-    /// meter's newest message; quarter-hours stay. And all but the 1,000 ledgers of each gateway that were touched
-    /// last. Returns how many of one kind, at most [`RETAIN_ROWS`]: call it again until it returns 0. Then gives up to 4 MB back to the file system, if much is free.
-    pub async fn retain(&mut self, keep: Duration) -> Result<u64, StoreError> {
-        // 30,000 years, far from where SQLite would turn a difference into floating point.
-        let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX).min(1_000_000_000_000_000);
-        let result = match self.begin().await {
-            Ok(()) => delete_older(&mut self.connection, keep).await,
-            Err(error) => Err(error),
-        };
-        let result = match result {
-            Ok(deleted) => match ledgers::delete_ancient(&mut self.connection, number(RETAIN_ROWS)).await {
-                Ok(ledgers) => Ok(deleted.max(ledgers)),
-                Err(error) => Err(error),
-            },
-            error => error,
-        };
-        let deleted = self.end(result).await?;
-        shrink(&mut self.connection).await.map_err(|error| StoreError::sql(&self.path, error))?;
-        Ok(deleted)
-    }
-
-    /// Lets go of a database that is damaged, and leaves its files as they are.
-    pub async fn abandon(self) {
-        // The last who closes it moves the log into the file, unless that one may not write.
-        let reader = Reader::open(&self.path).await;
-        let _ = self.connection.close().await;
-        if let Ok(reader) = reader {
-            let _ = reader.close().await;
-        }
-    }
-
-    /// Closes the database: moves the write-ahead log into the file, so that it can be copied alone.
-    /// Without it nothing is lost either.
-    pub async fn close(self) -> Result<(), StoreError> {
-        self.connection.close().await.map_err(|error| StoreError::sql(&self.path, error))
     }
 
     // Transactions are begun and ended by plain statements: when SQLite rolls back by itself (disk full,
@@ -317,7 +156,104 @@ impl Sqlite {
             let _ = raw_sql("ROLLBACK").execute(&mut self.connection).await;
         }
         self.unfinished = false;
-        result.map_err(|error| StoreError::sql(&self.path, error))
+        result.map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+}
+
+#[async_trait]
+impl Database for Sqlite {
+    fn generation(&self) -> &str {
+        &self.generation
+    }
+
+    fn started(&self) -> &str {
+        &self.started
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The write-ahead log included.
+    fn bytes(&self) -> u64 {
+        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size(&self.path).saturating_add(size(&file::beside(&self.path, "-wal")))
+    }
+
+    async fn gateways(&mut self) -> Result<Vec<String>, StoreError> {
+        let result = tables::gateways(&mut self.connection).await;
+        result.map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    async fn epochs(&mut self, gateway: &str) -> Result<Vec<EpochAck>, StoreError> {
+        let result = self.connection.newest_ledgers(&[gateway], EPOCHS).await;
+        let mut ledgers = result.map_err(|error| StoreError::sqlite(&self.path, error))?;
+        Ok(ledgers.pop().map(|(_, epochs)| epochs).unwrap_or_default())
+    }
+
+    async fn reread(&mut self, schema: u32, read: &Read<'_>) -> Result<Reread, StoreError> {
+        let result = match self.begin().await {
+            Ok(()) => write::reread(&mut self.connection, schema, read).await,
+            Err(error) => Err(error),
+        };
+        self.end(result).await
+    }
+
+    async fn commit(&mut self, batch: &[Incoming]) -> Result<Committed, StoreError> {
+        if batch.is_empty() {
+            return Ok(Committed::default());
+        }
+        self.still_there()?;
+        let result = match self.begin().await {
+            Ok(()) => write::write(&mut self.connection, batch).await,
+            Err(error) => Err(error),
+        };
+        let result = match result {
+            Ok(committed) => self.prune_refused(batch).await.map(|()| committed),
+            error => error,
+        };
+        let result = self.end(result).await;
+        if result.is_err() {
+            self.unpruned = (usize::MAX, usize::MAX);
+        }
+        let committed = result?;
+        // What was written to a file that nobody finds any more is not acknowledged.
+        self.still_there()?;
+        Ok(committed)
+    }
+
+    /// Of each kind at most 5,000 rows go at once; then up to 4 MB go back to the file system, if much is free.
+    async fn keep_up(&mut self, retention: Duration) -> Result<bool, StoreError> {
+        // 30,000 years, far from where SQLite would turn a difference into floating point.
+        let keep = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX).min(1_000_000_000_000_000);
+        let result = match self.begin().await {
+            Ok(()) => delete_older(&mut self.connection, keep).await,
+            Err(error) => Err(error),
+        };
+        let result = match result {
+            Ok(deleted) => match tables::delete_ancient(&mut self.connection, EPOCHS, number(RETAIN_ROWS)).await {
+                Ok(ledgers) => Ok(deleted.max(ledgers)),
+                Err(error) => Err(error),
+            },
+            error => error,
+        };
+        let deleted = self.end(result).await?;
+        shrink(&mut self.connection).await.map_err(|error| StoreError::sqlite(&self.path, error))?;
+        Ok(deleted >= RETAIN_ROWS)
+    }
+
+    async fn abandon(self: Box<Self>) {
+        // The last who closes it moves the log into the file, unless that one may not write.
+        let reader = Reader::open(&self.path).await;
+        let _ = self.connection.close().await;
+        if let Ok(reader) = reader {
+            let _ = reader.close().await;
+        }
+    }
+
+    /// Moves the write-ahead log into the file, so that it can be copied alone.
+    async fn close(self: Box<Self>) -> Result<(), StoreError> {
+        self.connection.close().await.map_err(|error| StoreError::sqlite(&self.path, error))
     }
 }
 
@@ -352,11 +288,9 @@ async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), sqlx::Error
 
 /// Reads the generation; draws one if there is none, or if it is to be `anew`.
 async fn generation(connection: &mut SqliteConnection, anew: bool) -> Result<String, sqlx::Error> {
-    let mut bits = [0; 16];
-    getrandom::fill(&mut bits).map_err(|error| sqlx::Error::Configuration(error.to_string().into()))?;
     let keep = if anew { "REPLACE" } else { "IGNORE" };
     query(sqlx::AssertSqlSafe(format!("INSERT OR {keep} INTO store VALUES (1, ?, unixepoch() * 1000)")))
-        .bind(format!("{:032x}", u128::from_be_bytes(bits)))
+        .bind(draw())
         .execute(&mut *connection)
         .await?;
     query_scalar("SELECT generation FROM store").fetch_one(connection).await
@@ -394,24 +328,4 @@ async fn shrink(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         raw_sql("PRAGMA incremental_vacuum(1000)").execute(connection).await?;
     }
     Ok(())
-}
-
-/// A row that this program did not write.
-fn unreadable(error: impl Into<Box<dyn Error + Send + Sync>>) -> sqlx::Error {
-    sqlx::Error::Decode(error.into())
-}
-
-/// A number as a column. Numbers beyond an i64 come from no real gateway; cut, they stay unconfirmed.
-fn number(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// The place of a clock in [`CLOCKS`].
-fn clock_code(clock: Clock) -> i64 {
-    CLOCKS.iter().zip(0..).find(|&(&entry, _)| entry == clock).map_or(3, |(_, code)| code)
-}
-
-/// Integers and strings always serialise.
-fn json<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_default()
 }

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use meterkast::{p1::Writer, store::sqlite::Reader};
+use meterkast::{
+    p1::Writer,
+    store::{Reader as _, sqlite::Reader},
+};
 use serde_json::Value;
 
 use crate::parts::{Broker, Client, Folder, Meter, Meterkast, Wire, counts, program, until};

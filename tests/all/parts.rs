@@ -21,7 +21,7 @@ use meterkast::{
     moment::Moment,
     reading::Register,
     simulate::Household,
-    store::sqlite::{Counts, Reader},
+    store::{Counts, Reader as _, sqlite::Reader},
     unit::Decimal,
 };
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};

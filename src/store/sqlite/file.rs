@@ -13,7 +13,8 @@ use std::{
 
 use sqlx::{ConnectOptions as _, Connection as _, query_scalar, sqlite::SqliteConnectOptions};
 
-use super::{StoreError, Trouble, log, unreadable};
+use super::log;
+use crate::store::{StoreError, Trouble, unreadable};
 
 /// Databases up to this size are checked whole before they are opened: some seconds on an SD card. In larger
 /// ones damage is found when it is met.
@@ -129,6 +130,6 @@ pub(super) async fn examine(path: &Path) -> Result<(), StoreError> {
     };
     match check.await {
         Err(sqlx::Error::Decode(found)) => Err(damaged(Trouble::Corrupt, &found.to_string())),
-        result => result.map_err(|error| StoreError::sql(path, error)),
+        result => result.map_err(|error| StoreError::sqlite(path, error)),
     }
 }

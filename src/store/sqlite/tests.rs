@@ -11,8 +11,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     delivery::{Epoch, Ranges, Tally},
-    payload,
-    reading::{Event, Medium, Reading, Register, Report, Suspect, Unknown},
+    moment::Moment,
+    payload::{self, Envelope, Message},
+    reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
+    store::{Counts, Quarter, Quarters, Reader as _, role},
     unit::{Decimal, Unit},
 };
 
@@ -103,7 +105,7 @@ async fn the_database_is_made_as_the_promise_needs_it() {
     let task = tokio::spawn(async move {
         let mut store = Sqlite::open(&reopened).await.unwrap();
         store.commit(&batch([message(1, 0, "1")])).await.unwrap();
-        store.retain(Duration::MAX).await.unwrap();
+        store.keep_up(Duration::MAX).await.unwrap();
         store.epochs("gw-1").await.unwrap();
         Reader::open(&reopened).await.unwrap().readings(None).await.unwrap();
         store
@@ -242,7 +244,7 @@ async fn a_batch_is_written_whole_or_not_at_all() {
             }
         }
         dropped += usize::from(store.unfinished);
-        assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+        assert!(!store.keep_up(Duration::MAX).await.unwrap());
     }
     assert!(dropped > 2, "{dropped}");
     let committed = store.commit(&batch).await.unwrap();
@@ -260,18 +262,71 @@ async fn the_first_value_of_a_quarter_hour_stands_however_late_it_comes() {
     suspect.report.readings[0].suspect = Some(Suspect::Backwards);
     let mut tariff = message(7, 2, "0.300");
     tariff.report.readings[0].qualifiers.tariff = 1;
-    let sql = "SELECT concat_ws(' ', quarter, register, (at - 1795287600000) / 1000, value, scale, unit) FROM quarter";
+    let sql = "SELECT concat_ws(' ', quarter, register, late / 1000, value, scale, unit)
+        FROM quarter JOIN series ON series.id = series ORDER BY quarter, late";
     store.commit(&batch([wrong])).await.unwrap();
     assert_eq!(store.column(sql).await, ["1994764 import_low 1 100 3 kWh"]);
-    store.commit(&batch([message(3, 899, "1.9"), message(2, 20, "1.20"), message(4, 901, "2.0")])).await.unwrap();
-    assert_eq!(store.column(sql).await, ["1994764 import_low 20 120 2 kWh", "1994765 import_low 901 20 1 kWh"]);
-    store.commit(&batch([message(1, 10, "1.1"), message(5, 5, "1.0"), suspect, tariff])).await.unwrap();
-    let first = ["1994764 import_low 5 10 1 kWh", "1994765 import_low 901 20 1 kWh"];
+    store.commit(&batch([message(3, 899, "1.900"), message(2, 20, "1.200"), message(4, 901, "2.000")])).await.unwrap();
+    assert_eq!(store.column(sql).await, ["1994764 import_low 20 1200 3 kWh", "1994765 import_low 1 2000 3 kWh"]);
+    store.commit(&batch([message(1, 10, "1.100"), message(5, 5, "1.000"), suspect, tariff])).await.unwrap();
+    let first = ["1994764 import_low 5 1000 3 kWh", "1994765 import_low 1 2000 3 kWh"];
     assert_eq!(store.column(sql).await, first);
-    let mut early = message(10, 0, "0.9");
+    let mut early = message(10, 0, "0.900");
     early.report.clock = Clock::Unsynchronised;
-    store.commit(&batch([message(6, 700, "1.8"), early])).await.unwrap();
+    store.commit(&batch([message(6, 700, "1.800"), early])).await.unwrap();
     assert_eq!(store.column(sql).await, first);
+    // Other decimals are a series of their own.
+    store.commit(&batch([message(11, 1810, "2.1")])).await.unwrap();
+    assert_eq!(store.column(sql).await.last().unwrap(), "1994766 import_low 10 21 1 kWh");
+    let view =
+        "SELECT concat_ws(' ', meter, medium, register, unix_s, measured_at, value, unit) FROM quarter_hour LIMIT 1";
+    assert_eq!(store.column(view).await, ["E1 electricity import_low 1795287600 2026-11-21T19:00:05.000Z 1.000 kWh"]);
+}
+
+#[tokio::test]
+async fn where_a_counter_falls_is_known_however_late_the_values_come() {
+    let (_folder, path, mut store) = store().await;
+    let falls = "SELECT CAST(quarter - 1994764 AS TEXT) FROM fall ORDER BY quarter";
+    let value = |quarter: i64, value: &str| message(quarter.unsigned_abs() + 1, 900 * quarter, value);
+    store.commit(&batch([value(0, "5.000"), value(2, "7.000"), value(5, "1.000"), value(6, "1.000")])).await.unwrap();
+    assert_eq!(store.column(falls).await, ["5"]);
+    // Between: one that explains nothing, one after which the next falls no more, and one that makes it fall.
+    store.commit(&batch([value(1, "6.000"), value(4, "0.500")])).await.unwrap();
+    assert_eq!(store.column(falls).await, ["4"]);
+    let mut guessed = message(20, 900 * 6 + 400, "0.100");
+    guessed.report.clock = Clock::Unsynchronised;
+    let mut first = message(21, 900 * 7, "0.100");
+    first.report.clock = Clock::Unsynchronised;
+    store.commit(&batch([guessed, first])).await.unwrap();
+    assert_eq!(store.column(falls).await, ["4"], "clocks that were not set say nothing");
+    store.commit(&batch([message(22, 900 * 7 + 10, "0.900"), value(8, "2.000")])).await.unwrap();
+    assert_eq!(store.column(falls).await, ["4", "7"]);
+
+    let mut reader = Reader::open(&path).await.unwrap();
+    let meter = reader.meters().await.unwrap().remove(0);
+    assert_eq!((meter.name.as_str(), meter.medium, meter.predecessor), ("E1", Medium::Electricity, None));
+    let meter = reader.meters().await.unwrap().remove(0);
+    let series = reader.series(&meter).await.unwrap().remove(0);
+    assert_eq!((series.register.as_str(), &series.unit, series.scale), ("import_low", &Unit::KWH, 3));
+    let shown = |quarters: Vec<Quarter>| {
+        let shown = |quarter: Quarter| {
+            format!("{} {} {}", quarter.quarter - 1_994_764, quarter.at - 900_000 * quarter.quarter, quarter.value)
+        };
+        quarters.into_iter().map(shown).collect::<Vec<_>>()
+    };
+    let (start, end) = (1_994_764, 1_994_764 + 8);
+    let all = reader.quarters(&series, &Quarters::All(start + 1..end)).await.unwrap();
+    assert_eq!(shown(all), ["1 0 6.000", "2 0 7.000", "4 0 0.500", "5 0 1.000", "6 0 1.000", "7 10000 0.900"]);
+    let around = Quarters::Around { marks: vec![start + 1, start + 3], each: 1 };
+    let around = reader.quarters(&series, &around).await.unwrap();
+    assert_eq!(shown(around), ["0 0 5.000", "1 0 6.000", "2 0 7.000", "4 0 0.500", "8 0 2.000"]);
+    let around = Quarters::Around { marks: vec![start, end], each: 2 };
+    let around = reader.quarters(&series, &around).await.unwrap();
+    let near =
+        ["0 0 5.000", "1 0 6.000", "2 0 7.000", "4 0 0.500", "5 0 1.000", "6 0 1.000", "7 10000 0.900", "8 0 2.000"];
+    assert_eq!(shown(around), near);
+    let none = reader.quarters(&series, &Quarters::Around { marks: vec![], each: 2 }).await.unwrap();
+    assert_eq!(shown(none), ["0 0 5.000", "8 0 2.000"]);
 }
 
 #[tokio::test]
@@ -293,10 +348,10 @@ async fn old_messages_go_counted_back_from_the_newest_of_their_meter() {
     messages.extend([gas, ahead]);
     store.commit(&batch(messages)).await.unwrap();
 
-    assert_eq!(store.retain(Duration::from_secs(6000)).await.unwrap(), 0);
-    assert_eq!(store.retain(Duration::from_secs(9)).await.unwrap(), RETAIN_ROWS);
-    assert_eq!(store.retain(Duration::from_secs(9)).await.unwrap(), 990);
-    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+    assert!(!store.keep_up(Duration::from_secs(6000)).await.unwrap());
+    assert!(store.keep_up(Duration::from_secs(9)).await.unwrap());
+    assert!(!store.keep_up(Duration::from_secs(9)).await.unwrap());
+    assert!(!store.keep_up(Duration::MAX).await.unwrap());
     assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 12);
     let sql = "SELECT concat_ws(' ', count(*), min(content), (SELECT count(*) FROM quarter)) FROM remark";
     assert_eq!(store.column(sql).await, [r#"10 {"info":[["n","5990"]],"events":[],"unknown":[]} 9"#]);
@@ -367,7 +422,7 @@ async fn a_database_whose_daemon_was_killed_can_be_read() {
     fs::copy(&path, &copy).unwrap();
     fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
     assert_eq!(Reader::open(&copy).await.unwrap().counts().await.unwrap().messages, 1);
-    store.close().await.unwrap();
+    Box::new(store).close().await.unwrap();
     assert!(!path.with_extension("db-wal").exists());
     assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, 1);
 }
@@ -388,7 +443,7 @@ async fn messages_refused_for_a_newer_schema_are_read_after_an_upgrade() {
     payloads.push(payload(251, 3));
     payloads.push(String::from_utf8(payload(252, 1)).unwrap().replace("electricity", "elastic").into_bytes());
     let refused: Vec<Incoming> =
-        payloads.iter().map(|payload| crate::store::incoming("m", "m/gw-1/E1/telegram", payload)).collect();
+        payloads.iter().map(|payload| role::incoming("m", "m/gw-1/E1/telegram", payload)).collect();
     assert!(refused.iter().all(|incoming| matches!(incoming, Incoming::Refused { .. })));
     let committed = store.commit(&refused).await.unwrap();
     assert_eq!(counts(&committed), [0, 0, 0, 252]);
@@ -396,7 +451,7 @@ async fn messages_refused_for_a_newer_schema_are_read_after_an_upgrade() {
     assert_eq!((before[0].through, before[0].tally.refused), (252, 252));
 
     // This build cannot read them any better; a newer one reads schema 2.
-    let reader = crate::store::reread("m");
+    let reader = role::reread("m");
     assert_eq!(store.reread(payload::SCHEMA, &reader).await.unwrap(), Reread::default());
     let newer = |topic: &str, payload: &[u8]| {
         assert!(payload.starts_with(b"{\"schema\":2"));
@@ -443,8 +498,8 @@ async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_
     for begin in [1, 401, 801] {
         store.commit(&batch((begin..begin + 400).map(|epoch| of_epoch(epoch, "gw-1")))).await.unwrap();
     }
-    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 200);
-    assert_eq!(store.retain(Duration::MAX).await.unwrap(), 0);
+    assert!(!store.keep_up(Duration::MAX).await.unwrap());
+    assert!(!store.keep_up(Duration::MAX).await.unwrap());
     let sql = "SELECT concat_ws(' ', gateway, count(*)) FROM ledger GROUP BY gateway";
     assert_eq!(store.column(sql).await, ["gw-1 1000", "gw-2 5"]);
     let messages = Reader::open(&path).await.unwrap().counts().await.unwrap().messages;
@@ -457,21 +512,39 @@ async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_
     assert_eq!(Reader::open(&path).await.unwrap().counts().await.unwrap().messages, messages);
 }
 
+/// Takes back what came after the first version.
+const FIRST_VERSION: &str = "ALTER TABLE refused DROP COLUMN readable;
+    DROP VIEW quarter_hour; ALTER TABLE quarter RENAME TO quarter_now;
+    CREATE TABLE quarter (
+        meter INTEGER NOT NULL REFERENCES meter (id), register TEXT NOT NULL, quarter INTEGER NOT NULL,
+        at INTEGER NOT NULL, unsynchronised INTEGER NOT NULL, value INTEGER NOT NULL, scale INTEGER NOT NULL,
+        unit TEXT NOT NULL, PRIMARY KEY (meter, register, quarter)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO quarter SELECT quarter_now.meter, register, quarter, quarter * 900000 + late, unsynchronised, value, scale, unit
+        FROM quarter_now JOIN series ON series.id = series;
+    DROP TABLE quarter_now; DROP TABLE fall; DROP TABLE series; ALTER TABLE meter DROP COLUMN predecessor;
+    DELETE FROM _sqlx_migrations WHERE version > 1";
+
 #[tokio::test]
 async fn a_database_of_the_first_version_opens_and_keeps_everything() {
     let (_folder, path, mut store) = store().await;
     let envelope = Envelope { seq: 2, ..message(2, 0, "1").envelope };
     store.commit(&[batch([message(1, 0, "1")]), vec![refused(Some(envelope), b"{")]].concat()).await.unwrap();
+    store.commit(&batch([message(3, 905, "3"), message(4, 1800, "2")])).await.unwrap();
     let generation = store.generation().to_owned();
     // As the first version left it: without what came later, and with nothing in the lock.
-    store.sql("ALTER TABLE refused DROP COLUMN readable; DELETE FROM _sqlx_migrations WHERE version > 1").await;
-    store.close().await.unwrap();
+    store.sql(FIRST_VERSION).await;
+    Box::new(store).close().await.unwrap();
     fs::write(file::beside(&path, ".lock"), "").unwrap();
     let mut store = Sqlite::open(&path).await.unwrap();
     assert_eq!(store.generation(), generation);
     assert_eq!(store.column("SELECT schema || ' ' || readable FROM refused").await, ["2 1"]);
-    assert_eq!(store.epochs("gw-1").await.unwrap()[0].through, 2);
-    assert_eq!(Reader::open(&path).await.unwrap().readings(None).await.unwrap()[0].0, message(1, 0, "1").report);
+    assert_eq!(store.epochs("gw-1").await.unwrap()[0].through, 4);
+    assert_eq!(Reader::open(&path).await.unwrap().readings(None).await.unwrap()[0].0, message(4, 1800, "2").report);
+    let sql = "SELECT concat_ws(' ', register, measured_at, value, unit) FROM quarter_hour ORDER BY unix_s";
+    let quarters = ["import_low 2026-11-21T19:00:00.000Z 1 kWh", "import_low 2026-11-21T19:15:05.000Z 3 kWh"];
+    assert_eq!(store.column(sql).await[..2], quarters);
+    assert_eq!(store.column("SELECT CAST(quarter AS TEXT) FROM fall").await, ["1994766"]);
 }
 
 #[tokio::test]

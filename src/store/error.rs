@@ -97,7 +97,7 @@ impl StoreError {
         Self::Database { path: path.to_owned(), trouble, source: error.into() }
     }
 
-    pub(super) fn sql(path: &Path, error: sqlx::Error) -> Self {
+    pub(super) fn sqlite(path: &Path, error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()?.parse().ok()).unwrap_or(0i32);
         // The lower byte of SQLite's extended result code is the primary one.
         let trouble = match code & 0xff {

@@ -1,0 +1,157 @@
+//! What the tables of a store are asked within a transaction, whichever database they are in.
+//!
+//! Enters: rows, in sorted order, so that two stores that write the same rows wait for each other in turn and never in a circle.
+//! Leaves: what was there already, and the numbers of rows.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::Incoming;
+use crate::{
+    delivery::{Epoch, EpochAck, Ledger},
+    moment::Moment,
+};
+
+/// The ledger of a gateway's run.
+pub(super) type LedgerRow = (String, Epoch, Ledger);
+
+/// A row of `meter`: how it was heard in a batch.
+pub(super) struct MeterRow<'b> {
+    pub(super) name: &'b str,
+    pub(super) medium: &'static str,
+    pub(super) medium_code: u8,
+    pub(super) protocol: &'b str,
+    pub(super) gateway: &'b str,
+    pub(super) predecessor: Option<&'b str>,
+    pub(super) first_seen: i64,
+    pub(super) last_seen: i64,
+}
+
+/// A row of `message`.
+pub(super) struct MessageRow {
+    pub(super) meter: i64,
+    pub(super) at: Moment,
+    pub(super) n: i64,
+    pub(super) clock: i64,
+    pub(super) received_at: i64,
+    pub(super) layout: i64,
+    pub(super) values: Vec<i64>,
+    pub(super) remark: Option<i64>,
+}
+
+/// What is there already at a meter's instant.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct There {
+    pub(super) n: i64,
+    pub(super) layout: i64,
+    pub(super) values: Vec<i64>,
+}
+
+/// A row of `remark`, with the span of the messages in a batch that have it.
+pub(super) struct RemarkRow<'b> {
+    pub(super) meter: i64,
+    pub(super) content: &'b str,
+    pub(super) first_at: i64,
+    pub(super) last_at: i64,
+}
+
+/// A row of `series`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SeriesRow<'b> {
+    pub(super) meter: i64,
+    pub(super) register: &'b str,
+    pub(super) unit: &'b str,
+    pub(super) scale: u8,
+}
+
+/// A row of `quarter`.
+pub(super) struct QuarterRow {
+    pub(super) meter: i64,
+    pub(super) series: i64,
+    pub(super) quarter: i64,
+    /// Milliseconds since the quarter-hour began.
+    pub(super) late: i64,
+    pub(super) unsynchronised: bool,
+    pub(super) value: i64,
+}
+
+/// A refused message that may be read now.
+pub(super) struct RefusedRow {
+    pub(super) id: i64,
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+}
+
+/// The tables, in a transaction that is begun.
+pub(super) trait Tables: Send {
+    /// The ledgers of these runs, as far as there are any. Where several stores write, nobody else changes them, nor makes one
+    /// that is missing, until the transaction ends.
+    fn ledgers(
+        &mut self,
+        runs: &BTreeSet<(&str, Epoch)>,
+    ) -> impl Future<Output = Result<Vec<LedgerRow>, sqlx::Error>> + Send;
+
+    /// Writes ledgers, and notes them as touched last.
+    fn save_ledgers(
+        &mut self,
+        ledgers: &[(&str, Epoch, &Ledger)],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The epochs of these gateways, those touched last first, at most `most` of each; by gateway in sorted order.
+    fn newest_ledgers(
+        &mut self,
+        gateways: &[&str],
+        most: u32,
+    ) -> impl Future<Output = Result<Vec<(String, Vec<EpochAck>)>, sqlx::Error>> + Send;
+
+    /// Moves counts of one run from refused to stored and repeated.
+    fn recount(
+        &mut self,
+        run: (&str, Epoch),
+        stored: i64,
+        repeated: i64,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The numbers of meters; new ones get a row, and all are noted as heard.
+    fn meters(
+        &mut self,
+        heard: &[MeterRow<'_>],
+    ) -> impl Future<Output = Result<HashMap<String, i64>, sqlx::Error>> + Send;
+
+    /// The number of each of these layouts; new ones get a row.
+    fn layouts(&mut self, texts: &[String]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
+
+    /// What is there already at these meters and instants (ms).
+    fn there(
+        &mut self,
+        keys: &BTreeSet<(i64, i64)>,
+    ) -> impl Future<Output = Result<HashMap<(i64, i64), Vec<There>>, sqlx::Error>> + Send;
+
+    /// The numbers of remarks, in their order; new ones get a row, and the span of those that are there grows.
+    fn remarks(&mut self, remarks: &[RemarkRow<'_>]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
+
+    /// Writes messages that are not there.
+    fn insert_messages(&mut self, messages: &[MessageRow]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The number of each of these series, in their order; new ones get a row.
+    fn series(&mut self, series: &[SeriesRow<'_>]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
+
+    /// Keeps those that come before what their quarter-hour has: first by (unsynchronised, late). Then notes where values are
+    /// lower than the one before.
+    fn keep_quarters(&mut self, quarters: &[QuarterRow]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Writes what was refused.
+    fn insert_refused(&mut self, refused: &[&Incoming]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Refused messages whose schema was newer than could be read and is not newer than `schema`, oldest first.
+    fn refused(&mut self, schema: u32, most: u32) -> impl Future<Output = Result<Vec<RefusedRow>, sqlx::Error>> + Send;
+
+    /// Deletes refused messages: they are messages now.
+    fn delete_refused(&mut self, ids: &[i64]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Notes why refused messages still cannot be read, by one that reads `schema`.
+    fn still_refused(
+        &mut self,
+        schema: u32,
+        reasons: &[(i64, String)],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
