@@ -54,6 +54,7 @@
 //!
 //! - `daemon` (default): the edges: ports, MQTT, the store, the commands. Without it the crate is the pure half, with few
 //!   dependencies.
+//! - `sealed`: the blocks that the store keeps, `sealed`. Part of `daemon`.
 //!
 //! # Stability
 //!
@@ -76,6 +77,8 @@
 //! randomness. See ARCHITECTURE.md.
 
 // --- pure ---
+#[cfg(feature = "sealed")]
+pub(crate) mod leb128;
 pub mod moment;
 pub mod unit;
 pub mod obis;
@@ -87,6 +90,8 @@ pub mod plausible;
 pub mod delivery;
 pub mod payload;
 pub mod layout;
+#[cfg(feature = "sealed")]
+pub mod sealed;
 pub mod explain;
 pub mod redact;
 pub mod simulate;
