@@ -156,6 +156,9 @@ pub trait Reader: fmt::Debug + Send {
     /// Medium and protocol are what the meter said last.
     async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
 
+    /// For every meter, in the order of their names, its first report measured after `at`, and when that was received.
+    async fn readings_after(&mut self, at: Moment) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
+
     /// How much it holds.
     async fn counts(&mut self) -> Result<Counts, StoreError>;
 
@@ -220,8 +223,8 @@ pub struct Series {
 pub enum Quarters {
     /// All from one to before another.
     All(Range<i64>),
-    /// What is known around some marks: the first and the last value there is, of each mark the values next to it, and of each fall (a
-    /// value lower than the one before it) from the first mark to the last the values next to it.
+    /// What says all of some marks: the first and the last values there are, the values next to each mark, and those next to each fall (a
+    /// value lower than the one before it). See [`consumption::thin`](crate::consumption::thin).
     Around {
         /// Ascending.
         marks: Vec<i64>,

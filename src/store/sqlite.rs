@@ -15,7 +15,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -35,12 +35,14 @@ use crate::delivery::EpochAck;
 mod file;
 mod log;
 mod read;
+mod seal;
 mod tables;
 
 #[cfg(test)]
 mod tests;
 
 use file::Identity;
+use seal::Unsealable;
 
 pub use read::Reader;
 
@@ -48,6 +50,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("src/store/sqlite");
 
 /// Most messages that one step of upkeep deletes, so that commits never wait for long.
 const RETAIN_ROWS: u64 = 5000;
+/// After so long a step of upkeep begins nothing more.
+const STEP: Duration = Duration::from_millis(100);
 
 /// The writer. One process has it; it holds `<path>.lock` as long as it lives.
 #[derive(Debug)]
@@ -62,6 +66,7 @@ pub struct Sqlite {
     identity: Identity,
     /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
     unpruned: (usize, usize),
+    unsealable: Unsealable,
     _lock: File,
 }
 
@@ -110,6 +115,7 @@ impl Sqlite {
             unfinished: false,
             identity,
             unpruned,
+            unsealable: Unsealable::new(),
             _lock: lock,
         })
     }
@@ -134,6 +140,19 @@ impl Sqlite {
             self.unpruned = (0, 0);
         }
         Ok(())
+    }
+
+    async fn keep_up_begun(&mut self, keep: i64) -> Result<bool, sqlx::Error> {
+        let begin = Instant::now();
+        let deleted = delete_older(&mut self.connection, keep).await?;
+        let ledgers = tables::delete_ancient(&mut self.connection, EPOCHS, number(RETAIN_ROWS)).await?;
+        let mut more = deleted || ledgers >= RETAIN_ROWS;
+        while !more && seal::seal(&mut self.connection, &mut self.unsealable).await? {
+            more = begin.elapsed() >= STEP;
+        }
+        let bytes = self.bytes();
+        note_size(&mut self.connection, bytes).await?;
+        Ok(more)
     }
 
     // Transactions are begun and ended by plain statements: when SQLite rolls back by itself (disk full,
@@ -222,24 +241,18 @@ impl Database for Sqlite {
         Ok(committed)
     }
 
-    /// Of each kind at most 5,000 rows go at once; then up to 4 MB go back to the file system, if much is free.
+    /// Finished hours become blocks. What goes: of each kind at most 5,000 rows at once; then up to 4 MB go back to the file system,
+    /// if much is free.
     async fn keep_up(&mut self, retention: Duration) -> Result<bool, StoreError> {
         // 30,000 years, far from where SQLite would turn a difference into floating point.
         let keep = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX).min(1_000_000_000_000_000);
         let result = match self.begin().await {
-            Ok(()) => delete_older(&mut self.connection, keep).await,
+            Ok(()) => self.keep_up_begun(keep).await,
             Err(error) => Err(error),
         };
-        let result = match result {
-            Ok(deleted) => match tables::delete_ancient(&mut self.connection, EPOCHS, number(RETAIN_ROWS)).await {
-                Ok(ledgers) => Ok(deleted.max(ledgers)),
-                Err(error) => Err(error),
-            },
-            error => error,
-        };
-        let deleted = self.end(result).await?;
+        let more = self.end(result).await?;
         shrink(&mut self.connection).await.map_err(|error| StoreError::sqlite(&self.path, error))?;
-        Ok(deleted >= RETAIN_ROWS)
+        Ok(more)
     }
 
     async fn abandon(self: Box<Self>) {
@@ -296,27 +309,47 @@ async fn generation(connection: &mut SqliteConnection, anew: bool) -> Result<Str
     query_scalar("SELECT generation FROM store").fetch_one(connection).await
 }
 
-/// Deletes messages more than `keep` ms before their meter's newest, and the remarks that only they had.
-async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<u64, sqlx::Error> {
+/// Deletes messages more than `keep` ms before their meter's newest, and the remarks that only they had. Returns whether there are more.
+async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<bool, sqlx::Error> {
     // A meter's clock that ran ahead once must not make everything before look old: an instant more
     // than a day after its reception is not taken as the newest.
-    let sql = "DELETE FROM message WHERE (meter, at, n) IN (
-        SELECT old.meter, old.at, old.n
-        FROM (
-            SELECT id, (
-                SELECT at FROM message AS new
-                WHERE new.meter = meter.id AND new.at <= new.received_at + 86400000 ORDER BY at DESC LIMIT 1
-            ) AS newest FROM meter
-        ) AS latest
-        CROSS JOIN message AS old ON old.meter = latest.id AND old.at < latest.newest - ?
-        LIMIT ?)
-        RETURNING remark";
-    let remarks: Vec<Option<i64>> =
-        query_scalar(sql).bind(keep).bind(number(RETAIN_ROWS)).fetch_all(&mut *connection).await?;
-    let sql = "DELETE FROM remark WHERE id IN (SELECT value FROM json_each(?))
-        AND last_at < (SELECT min(at) FROM message WHERE message.meter = remark.meter)";
-    query(sql).bind(json(&remarks.iter().flatten().collect::<BTreeSet<_>>())).execute(connection).await?;
-    Ok(u64::try_from(remarks.len()).unwrap_or(u64::MAX))
+    let sql = "SELECT id, (
+            SELECT at FROM message AS new
+            WHERE new.meter = meter.id AND new.at <= new.received_at + 86400000 ORDER BY at DESC LIMIT 1
+        ) - ? FROM meter";
+    let meters: Vec<(i64, Option<i64>)> = query_as(sql).bind(keep).fetch_all(&mut *connection).await?;
+    let mut left = RETAIN_ROWS;
+    for (meter, before) in meters {
+        let Some(before) = before else { continue };
+        let sql = "DELETE FROM message WHERE meter = ?1 AND (at, n) IN
+            (SELECT at, n FROM message WHERE meter = ?1 AND at < ?2 ORDER BY at, n LIMIT ?3) RETURNING remark";
+        let remarks: Vec<Option<i64>> =
+            query_scalar(sql).bind(meter).bind(before).bind(number(left)).fetch_all(&mut *connection).await?;
+        left = left.saturating_sub(u64::try_from(remarks.len()).unwrap_or(u64::MAX));
+        let mut remarks: BTreeSet<i64> = remarks.into_iter().flatten().collect();
+        while left > 0
+            && let Some(more) = seal::delete_older(connection, meter, before).await?
+        {
+            remarks.extend(more);
+            left = left.saturating_sub(100);
+        }
+        // Only those that no message has which is kept: these begin with the oldest of either kind.
+        let sql = "DELETE FROM remark WHERE id IN (SELECT value FROM json_each(?2)) AND last_at < min(
+            coalesce((SELECT min(at) FROM message WHERE meter = ?1), 9223372036854775807),
+            coalesce((SELECT min(from_at) FROM sealed WHERE meter = ?1), 9223372036854775807))";
+        query(sql).bind(meter).bind(json(&remarks)).execute(&mut *connection).await?;
+        if left == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Notes how large the database is today.
+async fn note_size(connection: &mut SqliteConnection, bytes: u64) -> Result<(), sqlx::Error> {
+    let sql = "INSERT INTO size VALUES (unixepoch() / 86400, ?) ON CONFLICT (day) DO UPDATE SET bytes = excluded.bytes
+        WHERE abs(excluded.bytes - size.bytes) > 1000000";
+    query(sql).bind(number(bytes)).execute(connection).await.map(drop)
 }
 
 /// Gives free pages back when they are more than an eighth of the file. Fewer are left: new messages

@@ -3,6 +3,7 @@
 //! Enters: an instant. Leaves: reports as they were stored.
 
 use std::{
+    collections::HashMap,
     fs,
     io::ErrorKind,
     ops::Range,
@@ -15,11 +16,15 @@ use sqlx::{
     sqlite::SqliteConnectOptions,
 };
 
-use super::MIGRATIONS;
+use super::{
+    MIGRATIONS,
+    seal::{COLUMNS, Columns, Message},
+};
 use crate::{
     layout::{self, Layout},
     moment::Moment,
     reading::{Medium, Register, Report},
+    sealed::Block,
     store::{self, CLOCKS, Counts, Meter, Quarter, Quarters, Series, StoreError, Stored, Trouble, json, unreadable},
     unit::{Decimal, Unit},
 };
@@ -29,14 +34,12 @@ use crate::{
 pub struct Reader {
     path: PathBuf,
     connection: SqliteConnection,
+    layouts: HashMap<i64, Layout>,
+    remarks: HashMap<i64, String>,
 }
 
-/// A message with what its meter, layout and remark say: see `read_message`.
-type MessageRow = (String, String, i64, String, i64, i64, i32, i64, i64, String, String, Option<String>);
-
-/// The columns of a [`MessageRow`].
-const MESSAGE: &str =
-    r#"meter.name, medium, medium_code, protocol, at, n, utc_offset, clock, received_at, spec, "values", content"#;
+/// Most layouts and remarks that are remembered.
+const REMEMBERED: usize = 10_000;
 
 impl Reader {
     /// Opens the database at `path`, which must exist; nothing in it is changed.
@@ -74,13 +77,111 @@ impl Reader {
             error => error,
         })?;
         match MIGRATIONS.version_exists(version) {
-            true => Ok(Self { path: path.to_owned(), connection }),
+            true => Ok(Self { path: path.to_owned(), connection, layouts: HashMap::new(), remarks: HashMap::new() }),
             false => Err(StoreError::Newer { path: path.to_owned(), version }),
         }
     }
 
     pub(super) async fn close(self) -> Result<(), sqlx::Error> {
         self.connection.close().await
+    }
+
+    /// A message as it was stored.
+    async fn stored(&mut self, meter: &Meter, message: &Message) -> Result<Stored, sqlx::Error> {
+        if self.layouts.len() > REMEMBERED || self.remarks.len() > REMEMBERED {
+            (self.layouts, self.remarks) = Default::default();
+        }
+        if !self.layouts.contains_key(&message.layout) {
+            let spec = query_scalar("SELECT spec FROM layout WHERE id = ?").bind(message.layout);
+            let spec: String = spec.fetch_one(&mut self.connection).await?;
+            self.layouts.insert(message.layout, Layout::from_text(&spec).map_err(unreadable)?);
+        }
+        if let Some(remark) = message.remark
+            && !self.remarks.contains_key(&remark)
+        {
+            let content = query_scalar("SELECT content FROM remark WHERE id = ?").bind(remark);
+            // It may have gone with its message since that was read.
+            let content: Option<String> = content.fetch_optional(&mut self.connection).await?;
+            self.remarks.extend(content.map(|content| (remark, content)));
+        }
+        let layout = self.layouts.get(&message.layout).ok_or(sqlx::Error::RowNotFound)?;
+        read_message(meter, message, layout, message.remark.and_then(|remark| self.remarks.get(&remark)))
+    }
+
+    /// The newest message of a meter at or before an instant; of several at one instant the last stored.
+    async fn newest(&mut self, meter: &Meter, at: i64) -> Result<Option<Message>, sqlx::Error> {
+        let sql = format!("SELECT {COLUMNS} FROM message WHERE meter = ? AND at <= ? ORDER BY at DESC, n DESC LIMIT 1");
+        let newest = query_as(sqlx::AssertSqlSafe(sql)).bind(meter.id).bind(at);
+        let newest = newest.fetch_optional(&mut self.connection).await?.map(Message::read).transpose()?;
+        let sql = "SELECT from_at FROM sealed WHERE meter = ? AND first_at <= ? AND from_at <= ? AND last_at >= ?
+            ORDER BY from_at DESC LIMIT 1";
+        let since = newest.as_ref().map_or(i64::MIN, |newest| newest.at);
+        let span = query_scalar(sql).bind(meter.id).bind(at).bind(at).bind(since);
+        let span: Option<i64> = span.fetch_optional(&mut self.connection).await?;
+        let Some(span) = span else { return Ok(newest) };
+        // Spans do not overlap, so this one has the newest, in one of its layouts.
+        let sql = "SELECT layout, block FROM sealed WHERE meter = ? AND from_at = ? AND first_at <= ?";
+        let blocks = query_as(sql).bind(meter.id).bind(span).bind(at);
+        let blocks: Vec<(i64, Vec<u8>)> = blocks.fetch_all(&mut self.connection).await?;
+        let mut found = newest;
+        for (layout, block) in blocks {
+            let block = unseal(&block)?;
+            let last = block.rows().rfind(|row| row.at <= at).map(|row| Message::of(&row, layout));
+            found = found.into_iter().chain(last).max_by_key(|message| (message.at, message.n));
+        }
+        Ok(found)
+    }
+
+    /// The first message of a meter behind an instant; of several at one instant the last stored.
+    async fn next(&mut self, meter: &Meter, at: i64) -> Result<Option<Message>, sqlx::Error> {
+        let sql = "SELECT min(at) FROM message WHERE meter = ? AND at > ?";
+        let next = query_scalar(sql).bind(meter.id).bind(at);
+        let next: Option<i64> = next.fetch_one(&mut self.connection).await?;
+        let sql =
+            "SELECT from_at FROM sealed WHERE meter = ? AND until_at > ? AND last_at > ? ORDER BY from_at LIMIT 1";
+        let span = query_scalar(sql).bind(meter.id).bind(at).bind(at);
+        let span: Option<i64> = span.fetch_optional(&mut self.connection).await?;
+        let mut first = next;
+        if let Some(span) = span {
+            let sql = "SELECT block FROM sealed WHERE meter = ? AND from_at = ? AND last_at > ?";
+            let blocks: Vec<Vec<u8>> =
+                query_scalar(sql).bind(meter.id).bind(span).bind(at).fetch_all(&mut self.connection).await?;
+            for block in blocks {
+                let sealed = unseal(&block)?.rows().map(|row| row.at).find(|sealed| *sealed > at);
+                first = first.into_iter().chain(sealed).min();
+            }
+        }
+        match first {
+            Some(first) => self.newest(meter, first).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Sealed messages in a span behind a key, at least `most` of the first if there are so many.
+    async fn sealed(
+        &mut self,
+        meter: &Meter,
+        span: Range<i64>,
+        after: (i64, i64),
+        most: usize,
+    ) -> Result<Vec<Message>, sqlx::Error> {
+        let (mut messages, mut from) = (Vec::new(), i64::MIN);
+        while messages.len() < most {
+            let sql =
+                "SELECT min(from_at) FROM sealed WHERE meter = ? AND from_at > ? AND until_at > ? AND from_at < ?";
+            let next = query_scalar(sql).bind(meter.id).bind(from).bind(span.start).bind(span.end);
+            let Some(next): Option<i64> = next.fetch_one(&mut self.connection).await? else { break };
+            from = next;
+            let sql = "SELECT layout, block FROM sealed WHERE meter = ? AND from_at = ?";
+            let blocks: Vec<(i64, Vec<u8>)> =
+                query_as(sql).bind(meter.id).bind(from).fetch_all(&mut self.connection).await?;
+            for (layout, block) in blocks {
+                let block = unseal(&block)?;
+                let rows = block.rows().filter(|row| span.contains(&row.at) && (row.at, row.n) > after);
+                messages.extend(rows.map(|row| Message::of(&row, layout)));
+            }
+        }
+        Ok(messages)
     }
 
     fn error(&self) -> impl Fn(sqlx::Error) -> StoreError + use<> {
@@ -92,20 +193,28 @@ impl Reader {
 #[async_trait]
 impl store::Reader for Reader {
     async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
-        let sql = format!(
-            "SELECT {MESSAGE}
-            FROM meter
-            JOIN message ON message.meter = meter.id AND (at, n) =
-                (SELECT at, n FROM message WHERE meter = meter.id AND at <= ? ORDER BY at DESC, n DESC LIMIT 1)
-            JOIN layout ON layout.id = message.layout
-            LEFT JOIN remark ON remark.id = message.remark
-            ORDER BY meter.name"
-        );
+        let at = at.map_or(i64::MAX, Moment::millis);
         let error = self.error();
-        let query = query_as(sqlx::AssertSqlSafe(sql)).bind(at.map_or(i64::MAX, Moment::millis));
-        let rows: Vec<MessageRow> = query.fetch_all(&mut self.connection).await.map_err(&error)?;
-        let reports = rows.into_iter().map(|row| read_message(row).map(|stored| (stored.report, stored.received_at)));
-        reports.collect::<Result<_, _>>().map_err(error)
+        let mut readings = Vec::new();
+        for meter in self.meters().await? {
+            if let Some(message) = self.newest(&meter, at).await.map_err(&error)? {
+                let stored = self.stored(&meter, &message).await.map_err(&error)?;
+                readings.push((stored.report, stored.received_at));
+            }
+        }
+        Ok(readings)
+    }
+
+    async fn readings_after(&mut self, at: Moment) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+        let error = self.error();
+        let mut readings = Vec::new();
+        for meter in self.meters().await? {
+            if let Some(message) = self.next(&meter, at.millis()).await.map_err(&error)? {
+                let stored = self.stored(&meter, &message).await.map_err(&error)?;
+                readings.push((stored.report, stored.received_at));
+            }
+        }
+        Ok(readings)
     }
 
     async fn counts(&mut self) -> Result<Counts, StoreError> {
@@ -174,21 +283,27 @@ impl store::Reader for Reader {
         after: Option<(i64, i64)>,
         most: usize,
     ) -> Result<Vec<Stored>, StoreError> {
-        let sql = format!(
-            "SELECT {MESSAGE}
-            FROM message
-            JOIN meter ON meter.id = message.meter
-            JOIN layout ON layout.id = message.layout
-            LEFT JOIN remark ON remark.id = message.remark
-            WHERE message.meter = ? AND at >= ? AND at < ? AND (at, n) > (?, ?)
-            ORDER BY at, n LIMIT ?"
-        );
         let (at, n) = after.unwrap_or((i64::MIN, 0));
         let error = self.error();
+        let sql = format!(
+            "SELECT {COLUMNS} FROM message WHERE meter = ? AND at >= ? AND at < ? AND (at, n) > (?, ?)
+            ORDER BY at, n LIMIT ?"
+        );
         let query = query_as(sqlx::AssertSqlSafe(sql)).bind(meter.id).bind(span.start).bind(span.end).bind(at).bind(n);
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let rows: Vec<MessageRow> = query.bind(most).fetch_all(&mut self.connection).await.map_err(&error)?;
-        rows.into_iter().map(read_message).collect::<Result<_, _>>().map_err(error)
+        let query = query.bind(i64::try_from(most).unwrap_or(i64::MAX));
+        let rows: Vec<Columns> = query.fetch_all(&mut self.connection).await.map_err(&error)?;
+        let mut messages = rows.into_iter().map(Message::read).collect::<Result<Vec<_>, _>>().map_err(&error)?;
+        let sealed = self.sealed(meter, span.start.max(at)..span.end, (at, n), most).await.map_err(&error)?;
+        messages.extend(sealed);
+        messages.sort_by_key(|message| (message.at, message.n));
+        // One that was sealed between the two looks is in both.
+        messages.dedup_by_key(|message| (message.at, message.n));
+        messages.truncate(most);
+        let mut stored = Vec::with_capacity(messages.len());
+        for message in &messages {
+            stored.push(self.stored(meter, message).await.map_err(&error)?);
+        }
+        Ok(stored)
     }
 }
 
@@ -221,29 +336,35 @@ fn medium_of(name: &str, code: i64) -> Option<Medium> {
     Medium::from_name(name, u8::try_from(code).ok()?)
 }
 
-fn read_message(row: MessageRow) -> Result<Stored, sqlx::Error> {
-    let (meter, medium, code, protocol, millis, n, offset, clock, received_at, spec, values, content) = row;
-    let clock = usize::try_from(clock).ok().and_then(|code| CLOCKS.get(code));
-    let (Some(medium), Some(clock), Some(at), Some(received_at)) =
-        (medium_of(&medium, code), clock, Moment::from_millis(millis, offset), Moment::from_millis(received_at, 0))
-    else {
-        return Err(unreadable(format!("a message of {meter} is out of range")));
+fn unseal(block: &[u8]) -> Result<Block, sqlx::Error> {
+    Block::unseal(block).map_err(|error| unreadable(error.to_string()))
+}
+
+fn read_message(
+    meter: &Meter,
+    message: &Message,
+    layout: &Layout,
+    remark: Option<&String>,
+) -> Result<Stored, sqlx::Error> {
+    let clock = usize::try_from(message.clock).ok().and_then(|code| CLOCKS.get(code));
+    let offset = i32::try_from(message.utc_offset).ok();
+    let at = offset.and_then(|offset| Moment::from_millis(message.at, offset));
+    let (Some(clock), Some(at), Some(received_at)) = (clock, at, Moment::from_millis(message.received_at, 0)) else {
+        return Err(unreadable(format!("a message of {} is out of range", meter.name)));
     };
-    let values: Vec<i64> = serde_json::from_str(&values).map_err(unreadable)?;
-    let readings = Layout::from_text(&spec).and_then(|layout| layout.join(&values)).map_err(unreadable)?;
     let mut report = Report {
-        meter,
-        medium,
-        protocol: protocol.into(),
+        meter: meter.name.clone(),
+        medium: meter.medium,
+        protocol: meter.protocol.clone().into(),
         measured_at: Some(at),
         clock: *clock,
-        readings,
+        readings: layout.join(&message.values).map_err(unreadable)?,
         info: Vec::new(),
         events: Vec::new(),
         unknown: Vec::new(),
     };
-    if let Some(content) = content {
-        layout::set_remark(&mut report, &content).map_err(unreadable)?;
+    if let Some(content) = remark {
+        layout::set_remark(&mut report, content).map_err(unreadable)?;
     }
-    Ok(Stored { key: (millis, n), report, received_at })
+    Ok(Stored { key: (message.at, message.n), report, received_at })
 }

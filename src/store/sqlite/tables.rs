@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sqlx::{QueryBuilder, SqliteConnection, query, query_as, query_scalar};
 
+use super::seal;
 use crate::{
     delivery::{Epoch, EpochAck, Ledger},
     payload,
@@ -126,11 +127,12 @@ impl Tables for SqliteConnection {
         let sql = r#"SELECT meter, at, n, layout, "values" FROM json_each(?) AS key
             CROSS JOIN message ON meter = key.value ->> 0 AND at = key.value ->> 1"#;
         let mut there: HashMap<_, Vec<_>> = HashMap::new();
-        let rows: Vec<(i64, i64, i64, i64, String)> = query_as(sql).bind(json(keys)).fetch_all(self).await?;
+        let rows: Vec<(i64, i64, i64, i64, String)> = query_as(sql).bind(json(keys)).fetch_all(&mut *self).await?;
         for (meter, at, n, layout, values) in rows {
             let values = serde_json::from_str(&values).map_err(unreadable)?;
             there.entry((meter, at)).or_default().push(There { n, layout, values });
         }
+        seal::there(self, keys, &mut there).await?;
         Ok(there)
     }
 

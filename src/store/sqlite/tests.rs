@@ -14,7 +14,7 @@ use crate::{
     moment::Moment,
     payload::{self, Envelope, Message},
     reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
-    store::{Counts, Quarter, Quarters, Reader as _, role},
+    store::{Counts, Quarter, Quarters, Reader as _, Stored, role},
     unit::{Decimal, Unit},
 };
 
@@ -348,7 +348,6 @@ async fn old_messages_go_counted_back_from_the_newest_of_their_meter() {
     messages.extend([gas, ahead]);
     store.commit(&batch(messages)).await.unwrap();
 
-    assert!(!store.keep_up(Duration::from_secs(6000)).await.unwrap());
     assert!(store.keep_up(Duration::from_secs(9)).await.unwrap());
     assert!(!store.keep_up(Duration::from_secs(9)).await.unwrap());
     assert!(!store.keep_up(Duration::MAX).await.unwrap());
@@ -358,6 +357,104 @@ async fn old_messages_go_counted_back_from_the_newest_of_their_meter() {
     let pages = "SELECT iif(freelist_count * 8 <= page_count, 'returned', 'kept')
         FROM pragma_freelist_count, pragma_page_count";
     assert_eq!(store.column(pages).await, ["returned"]);
+}
+
+/// All messages of meter E1, `page` at a time.
+async fn messages(reader: &mut Reader, page: usize) -> Vec<Stored> {
+    let meter = reader.meters().await.unwrap().into_iter().find(|meter| meter.name == "E1").unwrap();
+    let mut found: Vec<Stored> = Vec::new();
+    loop {
+        let after = found.last().map(|stored| stored.key);
+        let more = reader.messages(&meter, i64::MIN..i64::MAX, after, page).await.unwrap();
+        let end = more.len() < page;
+        found.extend(more);
+        if end {
+            return found;
+        }
+    }
+}
+
+#[tokio::test]
+async fn finished_hours_are_sealed_and_nothing_else_changes() {
+    let (_folder, path, mut store) = store().await;
+    // Five hours at 10 s, one message in two layouts, remarks, one instant twice; an hour of silence; then an hour at 60 s.
+    let times = (0..18_000).step_by(10).chain((21_600..25_200).step_by(60));
+    let mut sent: Vec<Message> = times
+        .enumerate()
+        .map(|(number, seconds)| {
+            let mut message = message(number as u64 + 1, seconds, &format!("{}.000", 1000 + number));
+            if number % 500 == 7 {
+                message.report.readings[0].suspect = Some(Suspect::TooFast);
+                message.report.info = vec![("n".into(), number.to_string().into())];
+            }
+            message
+        })
+        .collect();
+    let mut twin = message(5000, 700, "1.001");
+    twin.report.clock = Clock::Unsynchronised;
+    sent.push(twin);
+    for chunk in sent.chunks(700) {
+        store.commit(&batch(chunk.to_vec())).await.unwrap();
+    }
+    let mut reader = Reader::open(&path).await.unwrap();
+    let before = messages(&mut reader, 100).await;
+    assert_eq!(before.len(), sent.len());
+    let counts_before = reader.counts().await.unwrap();
+    let at = |seconds: i64| Moment::from_millis(START + seconds * 1000, 0).unwrap();
+    let moments = [-1, 0, 5, 700, 3595, 3600, 17_990, 18_000, 20_000, 21_600, 24_000, 30_000].map(at);
+    let mut asked = Vec::new();
+    for moment in moments {
+        asked.push((reader.readings(Some(moment)).await.unwrap(), reader.readings_after(moment).await.unwrap()));
+    }
+
+    while store.keep_up(Duration::MAX).await.unwrap() {}
+    let sql = "SELECT concat_ws(' ', (from_at - 1795287600000) / 60000, (until_at - from_at) / 60000, sum(messages)) FROM sealed
+        GROUP BY from_at ORDER BY from_at";
+    // 20:00 here is 19:00 UTC: five hours are enough in themselves. What the day has left between and behind them is not over yet.
+    assert_eq!(store.column(sql).await, ["0 60 361", "60 60 360", "120 60 360", "180 60 360", "240 60 360"]);
+    assert_eq!(store.column("SELECT CAST(count(*) AS TEXT) FROM message").await, ["60"]);
+    for (moment, (until, since)) in moments.into_iter().zip(&asked) {
+        assert_eq!(reader.readings(Some(moment)).await.unwrap(), *until, "{moment}");
+        assert_eq!(reader.readings_after(moment).await.unwrap(), *since, "{moment}");
+    }
+    assert_eq!(reader.counts().await.unwrap(), counts_before);
+    for page in [7, 1000, 100_000] {
+        assert!(messages(&mut reader, page).await == before, "pages of {page}");
+    }
+
+    // What is sealed is known: again under other numbers, and the same instant with another value.
+    let again = |seq: u64, of: &Message| Message { envelope: Envelope { seq, ..of.envelope.clone() }, ..of.clone() };
+    let late = [again(6001, &sent[3]), again(6002, &sent[7]), message(6003, 30, "1.5"), message(6004, 33, "1003.200")];
+    assert_eq!(counts(&store.commit(&batch(late)).await.unwrap()), [2, 2, 0, 0]);
+    let next_day = message(6005, 2 * 86_400, "5000.000");
+    store.commit(&batch([next_day])).await.unwrap();
+    let sum = "SELECT CAST(sum(messages) AS TEXT) FROM sealed";
+    while store.keep_up(Duration::MAX).await.unwrap() {}
+    // The first hour again, and the silent hour and the last one as the rest of their day.
+    let sealed = ["0 60 363", "60 60 360", "120 60 360", "180 60 360", "240 60 360", "300 1440 60"];
+    assert_eq!(store.column(sql).await, sealed);
+    assert_eq!(store.column(sum).await, ["1863"]);
+    assert_eq!(store.column("SELECT CAST(count(*) AS TEXT) FROM message").await, ["1"]);
+    let after = messages(&mut reader, 500).await;
+    assert_eq!(after.len(), before.len() + 3);
+    assert!(after.iter().any(|stored| stored.key == (START + 30_000, 1)));
+
+    // A damaged block is said, harms nothing else, and is not sealed over.
+    store
+        .sql("UPDATE sealed SET block = zeroblob(100) WHERE id = (SELECT id FROM sealed ORDER BY from_at DESC LIMIT 1)")
+        .await;
+    let into = message(6006, 21_660, "1.000");
+    store.commit(&batch([into])).await.unwrap();
+    while store.keep_up(Duration::MAX).await.unwrap() {}
+    assert_eq!(store.column("SELECT CAST(count(*) AS TEXT) FROM message").await, ["2"]);
+    assert_eq!(reader.readings(Some(at(5))).await.unwrap().len(), 1);
+    let error = reader.readings(Some(at(22_000))).await.unwrap_err().to_string();
+    assert!(error.contains("sealed block"), "{error}");
+
+    // And all goes when its time has come.
+    while store.keep_up(Duration::ZERO).await.unwrap() {}
+    assert_eq!(reader.counts().await.unwrap().messages, 1);
+    assert_eq!(store.column("SELECT content FROM remark").await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -514,7 +611,7 @@ async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_
 
 /// Takes back what came after the first version.
 const FIRST_VERSION: &str = "ALTER TABLE refused DROP COLUMN readable;
-    DROP VIEW quarter_hour; ALTER TABLE quarter RENAME TO quarter_now;
+    DROP TABLE size; DROP TABLE sealed; DROP VIEW quarter_hour; ALTER TABLE quarter RENAME TO quarter_now;
     CREATE TABLE quarter (
         meter INTEGER NOT NULL REFERENCES meter (id), register TEXT NOT NULL, quarter INTEGER NOT NULL,
         at INTEGER NOT NULL, unsynchronised INTEGER NOT NULL, value INTEGER NOT NULL, scale INTEGER NOT NULL,
