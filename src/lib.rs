@@ -92,6 +92,7 @@ pub mod payload;
 pub mod layout;
 #[cfg(feature = "sealed")]
 pub mod sealed;
+pub mod consumption;
 pub mod explain;
 pub mod redact;
 pub mod simulate;

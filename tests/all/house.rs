@@ -28,7 +28,7 @@ const IMPURE: &[&[&str]] = &[
 const AT_HOME: &[(&str, &str)] = &[("sqlx", "store"), ("rumqttc", "mqtt"), ("rumqttd", "mqtt")];
 
 /// Where values pass: never through floating point.
-const EXACT: &[&str] = &["unit", "reading", "p1", "mbus", "payload", "sealed", "store"];
+const EXACT: &[&str] = &["unit", "reading", "p1", "mbus", "payload", "sealed", "consumption", "store"];
 
 /// But for this: real numbers come over the wire, and leave as decimals.
 const REAL: &str = "mbus/real.rs";
