@@ -30,6 +30,7 @@ mod mutation;
 mod noise;
 mod parts;
 mod ports;
+mod postgres;
 mod redact;
 mod samples;
 mod service;
