@@ -81,7 +81,7 @@ async fn measure(name: &str, batch: usize, messages: &[Incoming], path: &Path) {
     let [cpu, handed, disk] = [0, 1, 2].map(|place: usize| {
         (end.get(place).expect("a count") - begin.get(place).expect("a count")) as f64 / messages.len() as f64
     });
-    println!("{name:<28}{cpu:>14.1}{handed:>14.0}{disk:>14.0}{:>14}", store.bytes() / messages.len() as u64);
+    println!("{name:<28}{cpu:>14.1}{handed:>14.0}{disk:>14.0}{:>14}", store.size().bytes / messages.len() as u64);
     Box::new(store).close().await.expect("closed");
 }
 

@@ -144,8 +144,26 @@ impl Question {
 struct Heard {
     gateways: BTreeMap<String, Gateway>,
     stores: BTreeMap<String, String>,
-    /// What each store says of its database: `ok`, or its trouble.
-    databases: BTreeMap<String, String>,
+    /// What each store says of its database.
+    databases: BTreeMap<String, Database>,
+}
+
+/// `health` of a store, as far as it is shown.
+#[derive(Deserialize)]
+struct Database {
+    /// `ok`, or its trouble.
+    database: String,
+    /// 0: not known.
+    #[serde(default)]
+    bytes: u64,
+    #[serde(default)]
+    bytes_a_day: Option<i64>,
+}
+
+impl Database {
+    fn trouble(&self) -> Option<&str> {
+        (self.database != "ok").then_some(&self.database)
+    }
 }
 
 #[derive(Default)]
@@ -166,11 +184,7 @@ impl Heard {
         match *rest.split('/').collect::<Vec<_>>() {
             ["_stores", store, "status"] => drop(self.stores.insert(store.to_owned(), word())),
             ["_stores", store, "health"] => {
-                #[derive(Deserialize)]
-                struct Health {
-                    database: String,
-                }
-                if let Ok(Health { database }) = serde_json::from_slice(payload) {
+                if let Ok(database) = serde_json::from_slice(payload) {
                     self.databases.insert(store.to_owned(), database);
                 }
             }
@@ -184,6 +198,22 @@ impl Heard {
             _ => {}
         }
     }
+}
+
+/// How large a database is, and how it grows.
+fn size(bytes: u64, bytes_a_day: Option<i64>) -> String {
+    // Tenths of a megabyte.
+    let tenths = |bytes: u64| format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000);
+    if bytes == 0 {
+        return String::new();
+    }
+    let grows = match bytes_a_day {
+        None => String::new(),
+        Some(grown @ 100_000..) => format!(", {} more a day", tenths(grown.unsigned_abs())),
+        Some(shrunk @ ..=-100_000) => format!(", {} less a day", tenths(shrunk.unsigned_abs())),
+        Some(_) => ", hardly growing".to_owned(),
+    };
+    format!(", {}{grows}", tenths(bytes))
 }
 
 /// Reads what the broker has kept.
@@ -280,7 +310,7 @@ struct Store<'a> {
     id: &'a str,
     status: Option<&'a str>,
     /// What its database complains of.
-    trouble: Option<&'a str>,
+    database: Option<&'a Database>,
     /// Messages of this run that it has not confirmed, as far as that is known.
     behind: Option<u64>,
 }
@@ -317,8 +347,8 @@ impl<'a> View<'a> {
             let behind = health.as_ref().map(|health| health.messages.saturating_sub(confirmed(health)));
             // What one store alone has not confirmed is known exactly, earlier runs included.
             let behind = if listed.len() == 1 { health.as_ref().map(|health| health.depth) } else { behind };
-            let trouble = heard.databases.get(&level).map(String::as_str).filter(|database| *database != "ok");
-            Store { id, status: heard.stores.get(&level).map(String::as_str), trouble, behind }
+            let status = heard.stores.get(&level).map(String::as_str);
+            Store { id, status, database: heard.databases.get(&level), behind }
         });
         let mut view = Self { id, gateway, stores: stores.collect(), health, problems: Vec::new(), now };
         view.find_problems(unreadable);
@@ -380,15 +410,15 @@ impl<'a> View<'a> {
                 ));
             }
         }
-        for Store { id, status, trouble, behind } in &self.stores {
-            match status {
-                _ if trouble.is_some() => {
-                    let trouble = escape(trouble.unwrap_or_default().as_bytes());
+        for Store { id, status, database, behind } in &self.stores {
+            match (status, database.and_then(Database::trouble)) {
+                (_, Some(trouble)) => {
+                    let trouble = escape(trouble.as_bytes());
                     problems.push(format!("store {id}: its database: {trouble}; the journal keeps everything"));
                 }
-                Some("online") => {}
-                None => problems.push(format!("store {id}: was never at this broker: does it run, and is its id right ([store] id, [journal] stores)?")),
-                Some(_) => problems.push(format!("store {id}: is offline; the journal keeps everything until it is back: is it running?")),
+                (Some("online"), None) => {}
+                (None, None) => problems.push(format!("store {id}: was never at this broker: does it run, and is its id right ([store] id, [journal] stores)?")),
+                (Some(_), None) => problems.push(format!("store {id}: is offline; the journal keeps everything until it is back: is it running?")),
             }
             if let Some(behind) = behind.filter(|behind| *behind > BEHIND) {
                 problems.push(format!(
@@ -425,10 +455,11 @@ impl<'a> View<'a> {
                 "  input: {rejected} rejected{reasons}, {suspect} suspect readings, {unknown} unknown lines"
             ));
         }
-        for Store { id, status, behind, .. } in &self.stores {
+        for Store { id, status, database, behind } in &self.stores {
             let status = status.map_or_else(|| "never seen".to_owned(), |status| escape(status.as_bytes()));
             let behind = behind.map_or_else(String::new, |behind| format!(", {behind} messages behind"));
-            lines.push(format!("  store {id}: {status}{behind}"));
+            let size = database.map_or_else(String::new, |database| size(database.bytes, database.bytes_a_day));
+            lines.push(format!("  store {id}: {status}{behind}{size}"));
         }
         if self.stores.is_empty() {
             lines.push("  stores: none is listed; the promise ends at the broker".to_owned());
@@ -457,7 +488,15 @@ impl<'a> View<'a> {
         let stores: Vec<Value> = self
             .stores
             .iter()
-            .map(|Store { id, status, trouble, behind }| json!({"store": id, "status": status, "database": trouble.unwrap_or("ok"), "behind": behind}))
+            .map(|Store { id, status, database, behind }| {
+                let trouble = database.and_then(Database::trouble).unwrap_or("ok");
+                let (bytes, bytes_a_day) =
+                    (database.map(|database| database.bytes), database.and_then(|database| database.bytes_a_day));
+                json!({
+                    "store": id, "status": status, "database": trouble, "behind": behind,
+                    "bytes": bytes, "bytes_a_day": bytes_a_day,
+                })
+            })
             .collect();
         // As the gateway told it, whatever this version knows of it.
         let health: Option<Value> =
@@ -528,6 +567,14 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_said_in_megabytes() {
+        assert_eq!(size(0, Some(5)), "", "not known");
+        assert_eq!(size(99_999, None), ", 0.0 MB");
+        assert_eq!(size(5_250_000, Some(99_999)), ", 5.2 MB, hardly growing");
+        assert_eq!(size(5_250_000, Some(1_250_000)), ", 5.2 MB, 1.2 MB more a day");
+    }
+
+    #[test]
     fn all_is_well() {
         let ack = format!(
             r#"{{"schema":1,"store":"main","generation":"g","epochs":[{{"epoch":"{EPOCH}","through":1090,"have":[[1092,1099]]}}]}}"#
@@ -537,7 +584,7 @@ mod tests {
             ("m/gw-1/health", &health("2026-11-22T07:59:30Z", OPEN)),
             ("m/gw-1/ack/main", &ack),
             ("m/_stores/main/status", "online"),
-            ("m/_stores/main/health", "{\"database\":\"ok\"}"),
+            ("m/_stores/main/health", r#"{"database":"ok","bytes":123456789,"bytes_a_day":-250000}"#),
             ("m/gw-1/e1/state", "{}"),
             ("other/gw-1/status", "offline"),
         ]);
@@ -552,12 +599,15 @@ mod tests {
             "  bus/7  is read  9 min ago",
             "  journal: 3 messages wait, 0 lost",
             "  input: 5 rejected (crc 1, fragment 4), 2 suspect readings, 1 unknown lines",
-            "  store main: online, 3 messages behind",
+            "  store main: online, 3 messages behind, 123.4 MB, 0.2 MB less a day",
         ];
         assert_eq!(view.lines(), expected);
         let json = view.json();
         assert_eq!(json["health"]["rejected"]["fragment"], 4);
-        assert_eq!(json["stores"], json!([{"store": "main", "status": "online", "database": "ok", "behind": 3}]));
+        let store = json!({
+            "store": "main", "status": "online", "database": "ok", "behind": 3, "bytes": 123_456_789, "bytes_a_day": -250_000,
+        });
+        assert_eq!(json["stores"], json!([store]));
         let question = Question { base: "m".into(), gateway: Some("gw-1".into()), stores: stores.to_vec() };
         assert!(question.is_answered(&heard));
     }

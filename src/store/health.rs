@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 
-use super::{Committed, lives::Lives};
+use super::{Committed, Size, lives::Lives};
 use crate::{moment::Moment, payload};
 
 /// Regular interval, and the shortest one on changes.
@@ -57,8 +57,8 @@ impl Health {
         }
     }
 
-    /// As JSON. `trouble`: what the database complains of; `bytes`: how large it is.
-    pub(super) fn to_json(&self, lives: &Lives, trouble: Option<&str>, bytes: u64) -> String {
+    /// As JSON. `trouble`: what the database complains of; `size`: how large it is.
+    pub(super) fn to_json(&self, lives: &Lives, trouble: Option<&str>, size: Size) -> String {
         let Self { stored, repeated, again, refused, lost, declined, .. } = self;
         let at = Moment::utc(Timestamp::now());
         // Writing to a String cannot fail.
@@ -71,7 +71,11 @@ impl Health {
         }
         json.push_str("],\"database\":");
         payload::string(&mut json, trouble.unwrap_or("ok"));
-        let _ = write!(json, ",\"bytes\":{bytes}}}");
+        let _ = write!(json, ",\"bytes\":{}", size.bytes);
+        if let Some(bytes) = size.bytes_a_day {
+            let _ = write!(json, ",\"bytes_a_day\":{bytes}");
+        }
+        json.push('}');
         json
     }
 }
@@ -90,9 +94,10 @@ mod tests {
         let mut health = Health::default();
         health.count(&Committed { stored: 3, lost: 2, ..Committed::default() });
         assert!(health.changed);
-        let json = health.to_json(&lives, Some("/a\"b: the disk is full"), 4096);
+        let json = health.to_json(&lives, Some("/a\"b: the disk is full"), Size { bytes: 4096, bytes_a_day: Some(-7) });
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((&json["stored"], &json["lost"], &json["bytes"]), (&3.into(), &2.into(), &4096.into()));
+        assert_eq!(json["bytes_a_day"], -7);
         assert_eq!(json["shared_ids"], serde_json::json!(["g\"1"]));
         assert_eq!(json["database"], "/a\"b: the disk is full");
     }

@@ -106,6 +106,15 @@ pub struct Counts {
     pub refused: u64,
 }
 
+/// How large a database is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    /// Bytes on disk; 0 while it is not known.
+    pub bytes: u64,
+    /// How many bytes it grew in a day, on an average of up to 30 days; None before the second day.
+    pub bytes_a_day: Option<i64>,
+}
+
 /// A database as its writer sees it. All instants are UTC. Each error says what is wrong and what helps; after an error nothing of the
 /// call is done, and the same call can be made again. After [`StoreError::Replaced`], or where [`StoreError::needs_reopening`] says so,
 /// it is closed or abandoned, and opened anew.
@@ -120,8 +129,8 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Whether several stores may write it at once.
     fn is_shared(&self) -> bool;
 
-    /// Bytes on disk, as far as it is known without asking; 0: not known.
-    fn bytes(&self) -> u64;
+    /// How large it is, as far as that is known without asking.
+    fn size(&self) -> Size;
 
     /// The gateways that it knows, in sorted order.
     async fn gateways(&mut self) -> Result<Vec<String>, StoreError>;

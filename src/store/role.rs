@@ -271,8 +271,8 @@ impl Role {
         self.health.said = Some(Instant::now());
         self.health.changed = false;
         let topic = topic::store_health(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
-        let bytes = self.database.as_ref().map_or(0, |database| database.bytes());
-        let payload = self.health.to_json(&self.lives, self.trouble.as_deref(), bytes);
+        let size = self.database.as_ref().map(|database| database.size()).unwrap_or_default();
+        let payload = self.health.to_json(&self.lives, self.trouble.as_deref(), size);
         self.commands.push_back(Command::Publish { topic, payload, retain: true, tag: None });
     }
 

@@ -27,8 +27,8 @@ use sqlx::{
 };
 
 use super::{
-    Committed, Database, Incoming, Read, Reread, StoreError, draw, json, ledgers::EPOCHS, number, tables::Tables as _,
-    write,
+    Committed, Database, Incoming, Read, Reread, Size, StoreError, draw, json, ledgers::EPOCHS, number,
+    tables::Tables as _, write,
 };
 use crate::delivery::EpochAck;
 
@@ -67,6 +67,8 @@ pub struct Sqlite {
     /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
     unpruned: (usize, usize),
     unsealable: Unsealable,
+    /// As it was at the last upkeep.
+    bytes_a_day: Option<i64>,
     _lock: File,
 }
 
@@ -116,8 +118,15 @@ impl Sqlite {
             identity,
             unpruned,
             unsealable: Unsealable::new(),
+            bytes_a_day: None,
             _lock: lock,
         })
+    }
+
+    /// The write-ahead log included.
+    fn bytes(&self) -> u64 {
+        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size(&self.path).saturating_add(size(&file::beside(&self.path, "-wal")))
     }
 
     fn still_there(&self) -> Result<(), StoreError> {
@@ -151,7 +160,7 @@ impl Sqlite {
             more = begin.elapsed() >= STEP;
         }
         let bytes = self.bytes();
-        note_size(&mut self.connection, bytes).await?;
+        self.bytes_a_day = note_size(&mut self.connection, bytes).await?;
         Ok(more)
     }
 
@@ -193,10 +202,8 @@ impl Database for Sqlite {
         false
     }
 
-    /// The write-ahead log included.
-    fn bytes(&self) -> u64 {
-        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-        size(&self.path).saturating_add(size(&file::beside(&self.path, "-wal")))
+    fn size(&self) -> Size {
+        Size { bytes: self.bytes(), bytes_a_day: self.bytes_a_day }
     }
 
     async fn gateways(&mut self) -> Result<Vec<String>, StoreError> {
@@ -345,11 +352,15 @@ async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<bo
     Ok(false)
 }
 
-/// Notes how large the database is today.
-async fn note_size(connection: &mut SqliteConnection, bytes: u64) -> Result<(), sqlx::Error> {
+/// Notes how large the database is today. Returns how much it grew in a day since the oldest note of up to 30 days ago.
+async fn note_size(connection: &mut SqliteConnection, bytes: u64) -> Result<Option<i64>, sqlx::Error> {
+    // Not for each page: the note itself is a write.
     let sql = "INSERT INTO size VALUES (unixepoch() / 86400, ?) ON CONFLICT (day) DO UPDATE SET bytes = excluded.bytes
         WHERE abs(excluded.bytes - size.bytes) > 1000000";
-    query(sql).bind(number(bytes)).execute(connection).await.map(drop)
+    query(sql).bind(number(bytes)).execute(&mut *connection).await?;
+    let sql = "SELECT (? - bytes) / (unixepoch() / 86400 - day) FROM size
+        WHERE day BETWEEN unixepoch() / 86400 - 30 AND unixepoch() / 86400 - 1 ORDER BY day LIMIT 1";
+    query_scalar(sql).bind(number(bytes)).fetch_optional(connection).await
 }
 
 /// Gives free pages back when they are more than an eighth of the file. Fewer are left: new messages
