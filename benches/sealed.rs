@@ -2,12 +2,13 @@
 //! steps (LEB128 of the zigzag difference to the row before) behind deflate and Zstandard, each column by the crate `pco`, the same behind
 //! Zstandard, and ours behind Zstandard instead of deflate. All in one run; of each time the best of many turns.
 //!
+//! `cargo bench --bench sealed --no-default-features --features sealed` builds no more than it needs.
+//!
 //! Messages are received some milliseconds later than measured, never the same number of them: noise that none can shorten.
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark prints, and may fail loudly")]
 
-use std::{fs, hint::black_box, io::Write as _, path::Path, time::Instant};
+use std::{fs, hint::black_box, path::Path, time::Instant};
 
-use flate2::{Compression, Decompress, FlushDecompress, write::DeflateEncoder};
 use meterkast::{
     layout::Layout,
     moment::Moment,
@@ -19,6 +20,7 @@ use meterkast::{
         slave::{self, Slave},
     },
 };
+use miniz_oxide::{deflate::compress_to_vec, inflate::decompress_to_vec};
 use pco::{
     ChunkConfig,
     wrapped::{FileCompressor, FileDecompressor},
@@ -192,19 +194,6 @@ fn read_steps(mut bytes: &[u8], columns: usize, rows: usize) -> Vec<Vec<i64>> {
     read
 }
 
-fn deflate(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::new(6));
-    encoder.write_all(bytes).expect("memory");
-    encoder.finish().expect("memory")
-}
-
-fn inflate(bytes: &[u8], length: usize) -> Vec<u8> {
-    let mut inflated = Vec::with_capacity(length + 1);
-    Decompress::new(false).decompress_vec(bytes, &mut inflated, FlushDecompress::Finish).expect("deflated bytes");
-    assert_eq!(inflated.len(), length);
-    inflated
-}
-
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 9).expect("memory")
 }
@@ -257,9 +246,7 @@ fn contents(sealed: &[u8]) -> Vec<u8> {
     let mut rest = sealed.get(5..).expect("a block");
     read_leb128(&mut rest);
     read_leb128(&mut rest);
-    let mut inflated = Vec::with_capacity(1 << 24);
-    Decompress::new(false).decompress_vec(rest, &mut inflated, FlushDecompress::Finish).expect("deflated bytes");
-    inflated
+    decompress_to_vec(rest).expect("deflated bytes")
 }
 
 /// What comes of it, and the least milliseconds that it took.
@@ -319,8 +306,8 @@ fn main() {
             "steps by deflate 6",
             block,
             turns,
-            || deflate(&steps(&columns)),
-            |bytes| read_steps(&inflate(bytes, length), width, rows),
+            || compress_to_vec(&steps(&columns), 6),
+            |bytes| read_steps(&decompress_to_vec(bytes).expect("deflated bytes"), width, rows),
             &columns,
         );
         show(

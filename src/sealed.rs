@@ -167,13 +167,16 @@ impl Block {
         let count = rows.checked_mul(width).filter(|count| *count <= MOST_CELLS)?;
         // The shortest form of a column is not longer than all its steps and the byte that says the form.
         let columns = decompress_to_vec_with_limit(contents, width + count * LONGEST).ok()?;
-        let mut columns = &columns[..];
-        let mut block = Self { values, cells: vec![0; count] };
-        for place in 0..width {
-            read_column(&mut columns, rows, block.cells.iter_mut().skip(place).step_by(width))?;
+        let mut rest = &columns[..];
+        let mut columns: Vec<Column<'_>> = (0..width).map(|_| Column::open(&mut rest, rows)).collect::<Option<_>>()?;
+        let mut cells = Vec::with_capacity(count);
+        // Row by row, because memory is written fastest in its order.
+        for _ in 0..rows {
+            cells.extend(columns.iter_mut().map(Column::next));
         }
+        let block = Self { values, cells };
         let ordered = block.rows().map(|row| (row.at, row.n)).is_sorted_by(|before, after| before < after);
-        (columns.is_empty() && ordered).then_some(block)
+        (rest.is_empty() && ordered).then_some(block)
     }
 }
 
@@ -213,41 +216,61 @@ fn runs(form: u8, steps: impl Iterator<Item = i64>) -> Vec<u8> {
     runs
 }
 
-/// Takes a column off the front. None: it is not one of so many rows.
-fn read_column<'c>(bytes: &mut &[u8], rows: usize, mut column: impl Iterator<Item = &'c mut i64>) -> Option<()> {
-    let (&form, rest) = bytes.split_first()?;
-    *bytes = rest;
-    let (mut value, mut pace) = (0i64, 0i64);
-    let mut set = |cell: &mut i64, step: i64| {
-        pace = if form == RUNS_OF_PACE { pace.wrapping_add(step) } else { step };
-        value = value.wrapping_add(pace);
-        *cell = value;
-    };
-    if form == STEPS {
-        for cell in column {
-            set(cell, read_signed(bytes)?);
+/// A column as it is read, row by row.
+struct Column<'b> {
+    form: u8,
+    /// So many steps are 0 before the next other.
+    run: u64,
+    runs: &'b [u8],
+    others: &'b [u8],
+    value: i64,
+    pace: i64,
+}
+
+impl<'b> Column<'b> {
+    /// Takes a column off the front. None: it is not one of so many rows.
+    fn open(bytes: &mut &'b [u8], rows: usize) -> Option<Self> {
+        let form = *bytes.split_off_first()?;
+        let (mut runs, mut others) = (*bytes, rows);
+        match form {
+            STEPS => runs = &[],
+            RUNS | RUNS_OF_PACE => {
+                // Together with the other steps they are all rows.
+                let mut left = rows;
+                others = 0;
+                while left > 0 {
+                    left = left.checked_sub(usize::try_from(read_unsigned(bytes)?).ok()?)?;
+                    if left > 0 {
+                        left -= 1;
+                        others += 1;
+                    }
+                }
+            }
+            _ => return None,
         }
-        return Some(());
-    }
-    if form > RUNS_OF_PACE {
-        return None;
-    }
-    // The other steps begin behind the runs, which together with them are all rows.
-    let (mut runs, mut left) = (*bytes, rows);
-    while left > 0 {
-        left = left.checked_sub(usize::try_from(read_unsigned(bytes)?).ok()?)?.saturating_sub(1);
-    }
-    let mut left = rows;
-    while left > 0 {
-        let run = usize::try_from(read_unsigned(&mut runs)?).ok()?;
-        column.by_ref().take(run).for_each(|cell| set(cell, 0));
-        left = left.checked_sub(run)?;
-        if left > 0 {
-            set(column.next()?, read_signed(bytes)?);
-            left -= 1;
+        let run = if form == STEPS { 0 } else { read_unsigned(&mut runs).unwrap_or_default() };
+        let column = Self { form, run, runs, others: bytes, value: 0, pace: 0 };
+        for _ in 0..others {
+            read_unsigned(bytes)?;
         }
+        Some(column)
     }
-    Some(())
+
+    /// Its value in the next row. There is one for each of its rows.
+    fn next(&mut self) -> i64 {
+        let step = if self.run > 0 {
+            self.run -= 1;
+            0
+        } else {
+            if self.form != STEPS {
+                self.run = read_unsigned(&mut self.runs).unwrap_or_default();
+            }
+            read_signed(&mut self.others).unwrap_or_default()
+        };
+        self.pace = if self.form == RUNS_OF_PACE { self.pace.wrapping_add(step) } else { step };
+        self.value = self.value.wrapping_add(self.pace);
+        self.value
+    }
 }
 
 #[cfg(test)]
