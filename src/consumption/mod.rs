@@ -242,7 +242,8 @@ impl Curve {
         self.refine(decimals);
         next.refine(decimals);
         let total = self.knots.last().map_or(0, |knot| knot.total);
-        self.breaks.push(Break { from: end, to: begin.at, method: Method::Exchange });
+        // Only a name was changed where there is no time between.
+        self.breaks.extend((end < begin.at).then_some(Break { from: end, to: begin.at, method: Method::Exchange }));
         self.breaks.append(&mut next.breaks);
         let knots = next.knots.iter().skip(usize::from(begin.at == end));
         self.knots.extend(knots.map(|knot| Knot { total: knot.total.saturating_add(total), ..*knot }));

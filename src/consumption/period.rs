@@ -51,7 +51,7 @@ impl Period {
     fn clock(by: By, zone: &TimeZone, from: Timestamp) -> Option<Self> {
         let offset = zone.to_offset(from);
         let to = from.checked_add(by.seconds().checked_sub(past(by, from, offset))?.seconds()).ok()?;
-        let moved = (zone.to_offset(to.checked_sub(1.second()).ok()?) != offset).then(|| moved(zone, from)).flatten();
+        let moved = (zone.to_offset(to) != offset).then(|| moved(zone, from)).flatten();
         Some(Self { by, from, to: moved.unwrap_or(to), offset })
     }
 

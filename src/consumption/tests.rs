@@ -193,6 +193,20 @@ fn falls() {
 }
 
 #[test]
+fn the_newest_reading_and_points_out_of_order() {
+    let list =
+        [("T10:00:05", "1.0"), ("T10:00:05", "9.0"), ("T09:00:00", "9.0"), ("T10:15:05", "1.5"), ("T10:15:45", "1.6")];
+    let list: Vec<Point> = list
+        .iter()
+        .map(|(time, text)| Point { at: instant(&format!("2026-11-21{time}Z")), value: value(text) })
+        .collect();
+    assert_eq!(
+        usage(&list, By::Quarter, &TimeZone::UTC),
+        ["2026-11-21T10:00+00:00 0.5", "2026-11-21T10:15+00:00 0.1 (2026-11-21T10:15:00Z to 2026-11-21T10:15:45Z)",]
+    );
+}
+
+#[test]
 fn an_exchanged_meter_goes_on_where_the_old_one_ended() {
     let old = points(&[
         ("2026-11-01T00:00:00Z", "5000.0"),
@@ -217,6 +231,19 @@ fn an_exchanged_meter_goes_on_where_the_old_one_ended() {
     assert_eq!(days, expected);
     assert_eq!(chain.total().unwrap().value, value("24.000"));
     assert_eq!(chain.total().unwrap().estimated.to_string(), "exchange");
+    // Only its name changed.
+    let renamed = points(&[("2026-11-02T00:00:30Z", "5010.0"), ("2026-11-02T00:15:00Z", "5010.2")]);
+    let chain = curve(&old, &Unit::KWH).then(curve(&renamed, &Unit::KWH));
+    assert_eq!(
+        listed(&chain, By::Day, "UTC").iter().map(|(_, used)| used.value.mantissa()).collect::<Vec<_>>(),
+        [100, 2]
+    );
+    assert_eq!(chain.total().unwrap().estimated, Methods::default());
+    // What the old one did after it was exchanged does not matter.
+    let sold = curve(&row(&["1.0", "1.1", "1.2", "0.1", "0.2"]), &Unit::KWH);
+    let chain = sold.then(curve(&row(&["0.0", "1.1", "1.2", "1.3"])[2..], &Unit::KWH));
+    assert_eq!(chain.total().unwrap().value, value("0.3"));
+    assert_eq!(chain.total().unwrap().estimated, Methods::default());
     let none = Curve::default();
     assert_eq!(none.clone().then(chain.clone()), chain);
     assert_eq!(chain.clone().then(none), chain);
@@ -251,6 +278,14 @@ fn earlier_years_are_those_with_the_same_label() {
 }
 
 #[test]
+fn half_an_hour_that_a_clock_made_has_no_earlier_one() {
+    let name = zone("Australia/Lord_Howe");
+    let half = Periods::new(By::Hour, name.clone(), instant("2026-04-04T15:00:00Z"), Timestamp::MAX).next().unwrap();
+    assert_eq!(half.to_string(), "2026-04-05T01:30+10:30");
+    assert_eq!(half.earlier(&name, 1), None);
+}
+
+#[test]
 fn labels() {
     let list = |by, name: &str, from, to| -> Vec<String> {
         Periods::new(by, zone(name), instant(from), instant(to)).map(|period| period.to_string()).collect()
@@ -266,6 +301,10 @@ fn labels() {
     assert_eq!(
         list(By::Hour, "Australia/Lord_Howe", "2026-04-04T14:30:00Z", "2026-04-04T16:00:00Z"),
         ["2026-04-05T01:00+11:00", "2026-04-05T01:30+10:30", "2026-04-05T02:00+10:30"]
+    );
+    assert_eq!(
+        list(By::Hour, "Australia/Lord_Howe", "2026-04-04T15:10:00Z", "2026-04-04T15:20:00Z"),
+        ["2026-04-05T01:30+10:30"]
     );
     assert_eq!(
         list(By::Hour, "Australia/Lord_Howe", "2026-10-03T14:30:00Z", "2026-10-03T16:30:00Z"),
@@ -392,8 +431,6 @@ fn digits(used: &Consumption, decimals: u8) -> i128 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn parts_are_whole(
         points in histories(40), others in histories(10), chained in any::<bool>(), unit in units(), zone in select(ZONES.to_vec()),
@@ -469,6 +506,10 @@ proptest! {
     fn a_late_value_changes_only_what_is_near(points in histories(40), index in any::<Index>(), zone in select(ZONES.to_vec())) {
         let Some(between) = points.len().checked_sub(2).filter(|between| *between > 0) else { return Ok(()) };
         let index = 1 + index.index(between);
+        // The newest of all stands for the beginning of its quarter-hour if it is the only one in it.
+        if points[index].at.as_second() / 900 == points[index + 1].at.as_second() / 900 {
+            return Ok(());
+        }
         let without = [&points[..index], &points[index + 1..]].concat();
         let decimals = finest(&points);
         let [with, without] = [&points, &without].map(|points| Curve::new(points.iter().copied(), &Unit::KWH, decimals));
