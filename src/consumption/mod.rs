@@ -245,8 +245,7 @@ impl Curve {
         // Only a name was changed where there is no time between.
         self.breaks.extend((end < begin.at).then_some(Break { from: end, to: begin.at, method: Method::Exchange }));
         self.breaks.append(&mut next.breaks);
-        let knots = next.knots.iter().skip(usize::from(begin.at == end));
-        self.knots.extend(knots.map(|knot| Knot { total: knot.total.saturating_add(total), ..*knot }));
+        self.knots.extend(next.knots.iter().map(|knot| Knot { total: knot.total.saturating_add(total), ..*knot }));
         self
     }
 

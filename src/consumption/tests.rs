@@ -244,6 +244,9 @@ fn an_exchanged_meter_goes_on_where_the_old_one_ended() {
     let chain = sold.then(curve(&row(&["0.0", "1.1", "1.2", "1.3"])[2..], &Unit::KWH));
     assert_eq!(chain.total().unwrap().value, value("0.3"));
     assert_eq!(chain.total().unwrap().estimated, Methods::default());
+    // It was reset before.
+    let reset = curve(&row(&["5.0", "0.1"]), &Unit::KWH);
+    assert_eq!(reset.then(curve(&new, &Unit::KWH)).total().unwrap().estimated.to_string(), "restart+exchange");
     let none = Curve::default();
     assert_eq!(none.clone().then(chain.clone()), chain);
     assert_eq!(chain.clone().then(none), chain);
@@ -280,9 +283,12 @@ fn earlier_years_are_those_with_the_same_label() {
 #[test]
 fn half_an_hour_that_a_clock_made_has_no_earlier_one() {
     let name = zone("Australia/Lord_Howe");
-    let half = Periods::new(By::Hour, name.clone(), instant("2026-04-04T15:00:00Z"), Timestamp::MAX).next().unwrap();
-    assert_eq!(half.to_string(), "2026-04-05T01:30+10:30");
-    assert_eq!(half.earlier(&name, 1), None);
+    for (at, label) in
+        [("2026-04-04T15:00:00Z", "2026-04-05T01:30+10:30"), ("2026-10-03T15:30:00Z", "2026-10-04T02:30+11:00")]
+    {
+        let half = Periods::new(By::Hour, name.clone(), instant(at), Timestamp::MAX).next().unwrap();
+        assert_eq!((half.to_string().as_str(), half.earlier(&name, 1)), (label, None));
+    }
 }
 
 #[test]
