@@ -194,8 +194,14 @@ fn falls() {
 
 #[test]
 fn the_newest_reading_and_points_out_of_order() {
-    let list =
-        [("T10:00:05", "1.0"), ("T10:00:05", "9.0"), ("T09:00:00", "9.0"), ("T10:15:05", "1.5"), ("T10:15:45", "1.6")];
+    let list = [
+        ("T10:00:05", "1.0"),
+        ("T10:00:05", "9.0"),
+        ("T09:00:00", "9.0"),
+        ("T10:15:05", "1.5"),
+        ("T10:15:45", "1.6"),
+        ("T10:15:45", "1.7"),
+    ];
     let list: Vec<Point> = list
         .iter()
         .map(|(time, text)| Point { at: instant(&format!("2026-11-21{time}Z")), value: value(text) })
