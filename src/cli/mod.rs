@@ -4,6 +4,7 @@
 //! code: 0 all well, 1 some input was rejected or a promise not met, 2 wrong usage or configuration.
 
 mod check;
+mod csv;
 mod decode;
 mod demo;
 mod diff;
@@ -79,6 +80,17 @@ enum Format {
     Table,
     /// A JSON object a line, for programs
     Json,
+}
+
+/// How rows are printed: by commands whose data is a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RowFormat {
+    /// Aligned columns, for people
+    Table,
+    /// A JSON object a line, for programs
+    Json,
+    /// Comma-separated values with a head, for spreadsheets and data frames; times in UTC
+    Csv,
 }
 
 /// How a command ended, when it could be carried out.
