@@ -311,6 +311,9 @@ mod tests {
         ]
     }
 
+    /// A row: its cells, and its remark.
+    type Said = (Vec<i64>, Option<i64>);
+
     /// The columns of a block, `at` ascending.
     fn columns() -> impl Strategy<Value = (Vec<Vec<i64>>, Vec<Option<i64>>)> {
         (0usize..60, HEAD..20usize).prop_flat_map(|(rows, width)| {
@@ -324,7 +327,7 @@ mod tests {
     }
 
     /// A block of these columns, of which rows that are not in order are left out; and its rows.
-    fn filled(columns: &[Vec<i64>], remarks: &[Option<i64>]) -> (Block, Vec<(Vec<i64>, Option<i64>)>) {
+    fn filled(columns: &[Vec<i64>], remarks: &[Option<i64>]) -> (Block, Vec<Said>) {
         let (mut block, mut taken) = (Block::default(), Vec::new());
         for (place, remark) in remarks.iter().enumerate() {
             let cells: Vec<i64> = columns.iter().map(|column| column[place]).collect();
@@ -508,8 +511,8 @@ mod tests {
             "017e61a32c0a02636260e0685877edfbfe8cf5f340240317030367050317e309462626265630666061606162049112e2\
              0c0c40a16fad8b9981142383098732ab843097063300",
         ] {
-            let byte = |at| u8::from_str_radix(&stored[at..at + 2], 16).unwrap();
-            let bytes: Vec<u8> = (0..stored.len()).step_by(2).map(byte).collect();
+            let byte = |digits| u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap();
+            let bytes: Vec<u8> = stored.as_bytes().chunks(2).map(byte).collect();
             assert_eq!(Block::unseal(&bytes), Ok(ten()));
         }
     }
