@@ -21,6 +21,7 @@ mod simulate;
 mod status;
 mod table;
 mod terminal;
+mod usage;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -63,6 +64,8 @@ enum Command {
     Redact(redact::Arguments),
     /// Print the registers at a moment
     Readings(readings::Arguments),
+    /// Print what was used in each year, month, day, hour or quarter-hour
+    Usage(usage::Arguments),
     /// Find the meters at a port, and print the configuration to paste
     Scan(scan::Arguments),
     /// One meter on an M-Bus: read it, give it an address or another baud rate
@@ -156,6 +159,7 @@ pub fn main() -> ExitCode {
             Command::Replay(arguments) => replay::replay(arguments).await,
             Command::Redact(arguments) => redact::redact(&arguments),
             Command::Readings(arguments) => readings::readings(arguments).await,
+            Command::Usage(arguments) => usage::usage(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,
             Command::Mbus(command) => mbus::mbus(command).await,
             Command::Simulate(command) => simulate::simulate(command).await,

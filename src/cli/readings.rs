@@ -1,6 +1,6 @@
 //! `readings`: the registers at a moment, from the database, whether the daemon runs or not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
@@ -29,21 +29,21 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn readings(arguments: Arguments) -> Result<Outcome, Failure> {
-    let url = match arguments.store {
-        Some(url) => url,
-        None => {
-            let config = Config::read(&arguments.config).map_err(Failure::usage)?;
-            let no_store = || {
-                let file = arguments.config.display();
-                Failure::usage(format!(
-                    "{file}: has no [store]; the readings are where the store is, or name it with --store"
-                ))
-            };
-            config.store.ok_or_else(no_store)?.url
-        }
-    };
+    let url = url_of(arguments.store, &arguments.config)?;
     print(&url, arguments.at, arguments.format).await?;
     Ok(Outcome::Well)
+}
+
+/// Where the readings are: where it was said, or else where the configuration says.
+pub(super) fn url_of(store: Option<StoreUrl>, config: &Path) -> Result<StoreUrl, Failure> {
+    if let Some(url) = store {
+        return Ok(url);
+    }
+    let no_store = || {
+        let file = config.display();
+        Failure::usage(format!("{file}: has no [store]; the readings are where the store is, or name it with --store"))
+    };
+    Ok(Config::read(config).map_err(Failure::usage)?.store.ok_or_else(no_store)?.url)
 }
 
 /// Prints the registers that a database has; returns how many.

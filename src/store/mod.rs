@@ -5,6 +5,7 @@
 //! - [`run`]: the role.
 //! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them.
 //! - [`Reader`]: what the commands ask of it, whether the daemon runs or not.
+//! - [`counters`]: what was used, across meters that were exchanged.
 //! - [`sqlite`]: a file.
 
 use std::{error::Error, fmt, ops::Range, time::Duration};
@@ -21,6 +22,7 @@ use crate::{
     unit::{Decimal, Unit},
 };
 
+pub mod counters;
 mod error;
 mod health;
 mod ledgers;

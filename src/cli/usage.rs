@@ -1,0 +1,307 @@
+//! `usage`: what was used in each period, from the database, whether the daemon runs or not.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use clap::ValueEnum;
+use jiff::{
+    Timestamp, ToSpan,
+    civil::{Date, Time},
+    tz::TimeZone,
+};
+
+use super::{Failure, Outcome, Output, readings::url_of};
+use crate::{
+    config::StoreUrl,
+    consumption::{By, Consumption, Curve, Period},
+    moment::Moment,
+    payload,
+    reading::escape,
+    store::{
+        self,
+        counters::{Counter, Question, counters},
+    },
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration that names the store
+    #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
+    config: PathBuf,
+    /// The database, instead of a configuration: sqlite:///path
+    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
+    store: Option<StoreUrl>,
+    /// How long the periods are
+    #[arg(long, value_enum, default_value_t = Length::Day)]
+    by: Length,
+    /// From the beginning of this day, such as 2026-11-21; by default from the first reading
+    #[arg(long, value_name = "DATE")]
+    from: Option<Date>,
+    /// Until the beginning of this day; by default until the last reading
+    #[arg(long, value_name = "DATE")]
+    until: Option<Date>,
+    /// Only this meter, and those whose place it took; may be given again
+    #[arg(long, value_name = "NAME")]
+    meter: Vec<String>,
+    /// Only this register, such as import_low; may be given again
+    #[arg(long, value_name = "NAME")]
+    register: Vec<String>,
+    /// Whose days and hours, such as Europe/Amsterdam; by default those of this system
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// The same period in so many years before, beside each
+    #[arg(long, value_name = "YEARS", default_value_t = 0, value_parser = clap::value_parser!(i16).range(0..=50))]
+    compare: i16,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Length {
+    Year,
+    Month,
+    Day,
+    Hour,
+    Quarter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Aligned columns, for people
+    Table,
+    /// A JSON object a line, for programs
+    Json,
+    /// Comma-separated values with a line of names, for spreadsheets
+    Csv,
+}
+
+pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
+    let url = url_of(arguments.store, &arguments.config)?;
+    let zone = zone(arguments.zone.as_deref())?;
+    let begin = |date: Date| {
+        let midnight = zone.to_timestamp(date.to_datetime(Time::midnight()));
+        midnight.map_err(|error| Failure::usage(format!("{date}: {error}")))
+    };
+    let (from, until) = (arguments.from.map(begin).transpose()?, arguments.until.map(begin).transpose()?);
+    if let (Some(from), Some(until)) = (arguments.from, arguments.until)
+        && from >= until
+    {
+        return Err(Failure::usage(format!("--from {from} --until {until}: there is no day between them")));
+    }
+    let by = match arguments.by {
+        Length::Year => By::Year,
+        Length::Month => By::Month,
+        Length::Day => By::Day,
+        Length::Hour => By::Hour,
+        Length::Quarter => By::Quarter,
+    };
+    // A clock that leapt ahead once must not stand for the present until that day comes.
+    let future = Timestamp::now().checked_add(24.hours()).unwrap_or(Timestamp::MAX);
+    let question = Question { by, zone, from, until, years: arguments.compare, future };
+
+    let mut reader = store::read(&url).await.map_err(Failure::world)?;
+    let mut counters = counters(reader.as_mut(), &arguments.meter).await.map_err(Failure::world)?;
+    if let Some(name) = arguments.meter.iter().find(|name| counters.iter().all(|counter| counter.meter.name != **name))
+    {
+        let known = reader.meters().await.map_err(Failure::world)?;
+        let known: Vec<_> = known.iter().map(|meter| escape(meter.name.as_bytes())).collect();
+        let (name, known) = (escape(name.as_bytes()), known.join(", "));
+        return Err(Failure::usage(format!(
+            "--meter {name}: nothing was counted by it in {url}, which knows: {known}"
+        )));
+    }
+    let asked = |counter: &Counter| arguments.register.iter().any(|name| name == counter.register.as_str());
+    counters.retain(|counter| arguments.register.is_empty() || asked(counter));
+
+    let mut output = Output::new();
+    let printer = Printer::new(arguments.format, &question, &counters);
+    if let Some(head) = printer.head() {
+        output.line(&head)?;
+    }
+    let mut any = false;
+    for counter in &counters {
+        let curve = counter.curve(reader.as_mut(), &question).await.map_err(Failure::world)?;
+        let Some(span) = curve.span() else { continue };
+        for (period, used) in curve.over(question.periods(span)) {
+            output.line(&printer.line(counter, &curve, &period, &used))?;
+            any = true;
+        }
+    }
+    output.finish()?;
+    if !any {
+        eprintln!("nothing was counted in {url} in that time");
+    }
+    Ok(Outcome::Well)
+}
+
+/// The zone of that name, or the system's.
+fn zone(name: Option<&str>) -> Result<TimeZone, Failure> {
+    if let Some(name) = name {
+        return TimeZone::get(name).map_err(|_| {
+            let name = escape(name.as_bytes());
+            Failure::usage(format!("--zone {name}: there is no such zone; they are named as Europe/Amsterdam"))
+        });
+    }
+    match TimeZone::try_system() {
+        Ok(zone) if !zone.is_unknown() => Ok(zone),
+        _ => {
+            eprintln!(
+                "neither TZ nor /etc/localtime says which zone this is: days and hours are those of UTC (--zone)"
+            );
+            Ok(TimeZone::UTC)
+        }
+    }
+}
+
+/// Lines of one form. Widths are known before anything was counted, so that lines need not be held back.
+struct Printer<'q> {
+    format: Format,
+    question: &'q Question,
+    /// Of meter, medium, register, period, value and unit.
+    widths: [usize; 6],
+}
+
+/// Most values are shorter; a longer one moves what is behind it.
+const VALUE: usize = 12;
+
+impl<'q> Printer<'q> {
+    fn new(format: Format, question: &'q Question, counters: &[Counter]) -> Self {
+        let widest = |name: &dyn Fn(&Counter) -> usize, least: usize| counters.iter().map(name).fold(least, usize::max);
+        let period = match question.by {
+            By::Year | By::Month => 7,
+            By::Day => 10,
+            By::Hour | By::Quarter => 22,
+        };
+        let widths = [
+            widest(&|counter| escape(counter.meter.name.as_bytes()).len(), 5),
+            widest(&|counter| counter.meter.medium.name().len(), 6),
+            widest(&|counter| counter.register.as_str().len(), 8),
+            period,
+            VALUE,
+            widest(&|counter| counter.unit.as_str().len(), 4),
+        ];
+        Self { format, question, widths }
+    }
+
+    fn head(&self) -> Option<String> {
+        let years = 1..=self.question.years;
+        match self.format {
+            Format::Table => {
+                let earlier = years.map(|years| format!("{years}Y BEFORE")).collect();
+                Some(self.row(
+                    ["METER", "MEDIUM", "REGISTER", "PERIOD", "VALUE", "UNIT"].map(str::to_owned),
+                    earlier,
+                    "ESTIMATED",
+                ))
+            }
+            Format::Json => None,
+            Format::Csv => {
+                let mut head = "meter,medium,register,period,from,to,value,unit,estimated,method".to_owned();
+                for years in years {
+                    let _ = write!(head, ",value_{years}y,method_{years}y");
+                }
+                Some(head)
+            }
+        }
+    }
+
+    fn row(&self, cells: [String; 6], earlier: Vec<String>, remark: &str) -> String {
+        let mut line = String::new();
+        for (index, (cell, width)) in cells.iter().zip(self.widths).enumerate() {
+            let _ = if index == 4 { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
+        }
+        for cell in earlier {
+            let _ = write!(line, "{cell:>VALUE$}  ");
+        }
+        line.push_str(remark);
+        line.trim_end().to_owned()
+    }
+
+    fn line(&self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> String {
+        let earlier = self.question.earlier(period).map(|earlier| {
+            let earlier = earlier?;
+            Some((earlier, curve.between(earlier.from, earlier.to)?))
+        });
+        match self.format {
+            Format::Table => {
+                let cells = [
+                    escape(counter.meter.name.as_bytes()),
+                    counter.meter.medium.name().to_owned(),
+                    counter.register.to_string(),
+                    period.to_string(),
+                    used.value.to_string(),
+                    counter.unit.to_string(),
+                ];
+                let earlier = earlier.map(|earlier| earlier.map_or("-".to_owned(), |(_, used)| used.value.to_string()));
+                let mut remarks = Vec::new();
+                remarks.extend((used.from > period.from).then(|| format!("since {}", self.local(used.from))));
+                remarks.extend((used.to < period.to).then(|| format!("until {}", self.local(used.to))));
+                remarks.extend((!used.estimated.is_empty()).then(|| used.estimated.to_string()));
+                self.row(cells, earlier.collect(), &remarks.join(", "))
+            }
+            Format::Json => {
+                let mut json = String::from("{\"meter\":");
+                payload::string(&mut json, &counter.meter.name);
+                let (medium, register) = (counter.meter.medium.name(), &counter.register);
+                let _ = write!(json, ",\"medium\":\"{medium}\",\"register\":\"{register}\",");
+                self.used(&mut json, period, used);
+                json.push_str(",\"unit\":");
+                payload::string(&mut json, counter.unit.as_str());
+                if self.question.years > 0 {
+                    json.push_str(",\"earlier\":[");
+                    for (index, earlier) in earlier.enumerate() {
+                        json.push_str(if index > 0 { "," } else { "" });
+                        match earlier {
+                            Some((period, used)) => {
+                                json.push('{');
+                                self.used(&mut json, &period, &used);
+                                json.push('}');
+                            }
+                            None => json.push_str("null"),
+                        }
+                    }
+                    json.push(']');
+                }
+                json.push('}');
+                json
+            }
+            Format::Csv => {
+                let mut line = quoted(&escape(counter.meter.name.as_bytes()));
+                let (medium, register) = (counter.meter.medium.name(), &counter.register);
+                let (from, to, unit) =
+                    (self.local(used.from), self.local(used.to), quoted(&escape(counter.unit.as_str().as_bytes())));
+                let (value, methods) = (used.value, used.estimated);
+                let estimated = !methods.is_empty();
+                let _ = write!(line, ",{medium},{register},{period},{from},{to},{value},{unit},{estimated},{methods}");
+                for earlier in earlier {
+                    let _ = match earlier {
+                        Some((_, used)) => write!(line, ",{},{}", used.value, used.estimated),
+                        None => write!(line, ",,"),
+                    };
+                }
+                line
+            }
+        }
+    }
+
+    /// The members that a period has in every year.
+    fn used(&self, json: &mut String, period: &Period, used: &Consumption) {
+        let (from, to) = (self.local(used.from), self.local(used.to));
+        let (value, estimated) = (used.value, !used.estimated.is_empty());
+        let _ = write!(json, "\"period\":\"{period}\",\"from\":\"{from}\",\"to\":\"{to}\",\"value\":{value}");
+        let _ = write!(json, ",\"estimated\":{estimated},\"method\":\"{}\"", used.estimated);
+    }
+
+    /// An instant by the clock of the zone.
+    fn local(&self, at: Timestamp) -> Moment {
+        let offset = self.question.zone.to_offset(at).seconds().div_euclid(60);
+        Moment::from_millis(at.as_millisecond(), offset).unwrap_or(Moment::utc(at))
+    }
+}
+
+/// As a cell: in quotes where it has what ends one, and never a formula of a spreadsheet.
+fn quoted(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@']);
+    let text = if formula { format!("'{text}") } else { text.to_owned() };
+    if text.contains([',', '"', '\'']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
