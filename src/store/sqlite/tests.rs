@@ -6,15 +6,21 @@ use std::{
     task::Poll,
 };
 
+use jiff::tz::TimeZone;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    consumption::{By, Curve, Point},
     delivery::{Epoch, Ranges, Tally},
     moment::Moment,
     payload::{self, Envelope, Message},
     reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
-    store::{Counts, Quarter, Quarters, Reader as _, Stored, role},
+    store::{
+        Counts, Quarter, Quarters, Reader as _, Stored,
+        counters::{Question, counters},
+        role,
+    },
     unit::{Decimal, Unit},
 };
 
@@ -681,4 +687,71 @@ async fn a_log_that_a_power_cut_tore_is_sound_and_one_with_lost_commits_is_not()
     // What a transaction that failed left behind the last one that did not.
     let failed = [&whole[..last + page], &whole[second_last..last + page], &whole[32..32 + page]].concat();
     assert!(!is_damaged(&failed));
+}
+
+#[tokio::test]
+async fn for_long_periods_few_values_are_read_and_say_the_same() {
+    let (_folder, path, mut store) = store().await;
+    // Ten weeks at a value each two hours, over the end of summer time, with what may happen to a counter.
+    let begin = "2026-09-10T00:00:05Z".parse::<Moment>().unwrap().millis() - START;
+    let shown = |step: u64| {
+        let count = match step {
+            200..=211 | 333 => step * 77 % 5000,
+            500.. => (step - 500) * 40,
+            _ => 99_000 + step * 40,
+        };
+        // Its decimals go with a new firmware; in between they come and go.
+        if step < 300 || (step < 320 && step % 3 == 0) { format!("{count}.250") } else { format!("{count}.5") }
+    };
+    let mut points = Vec::new();
+    let mut messages = Vec::new();
+    for step in 0..840 {
+        let seconds = begin / 1000 + 7200 * i64::try_from(step).unwrap();
+        let mut message = message(step + 1, seconds, &shown(step));
+        message.report.meter = if step < 600 { "OLD" } else { "NEW" }.into();
+        if step >= 600 {
+            message.report.info.push(("predecessor".into(), "OLD".into()));
+        }
+        let at = message.report.measured_at.unwrap().instant();
+        points.push(Point { at, value: message.report.readings[0].value });
+        messages.push(message);
+    }
+    // A clock that leapt ahead.
+    messages.push(message(841, begin / 1000 + 86_400 * 4000, "999999.5"));
+    messages[840].report.meter = "NEW".into();
+    store.commit(&batch(messages)).await.unwrap();
+
+    let (old, new) = points.split_at(600);
+    let curve = |points: &[Point], decimals| Curve::new(points.iter().copied(), &Unit::KWH, decimals);
+    let whole = curve(old, 3).then(curve(new, 1));
+    let mut reader = Reader::open(&path).await.unwrap();
+    let found = counters(&mut reader, &[]).await.unwrap();
+    let named: Vec<_> = found.iter().map(|counter| (counter.meter.name.as_str(), counter.register.as_str())).collect();
+    assert_eq!(named, [("NEW", "import_low")]);
+    for by in [By::Year, By::Month, By::Day, By::Hour, By::Quarter] {
+        let question = Question {
+            by,
+            zone: TimeZone::get("Europe/Amsterdam").unwrap(),
+            from: None,
+            until: None,
+            years: 1,
+            future: "2027-01-01T00:00:00Z".parse().unwrap(),
+        };
+        let read = found[0].curve(&mut reader, &question).await.unwrap();
+        assert_eq!(read.total(), whole.total());
+        let periods = question.periods(whole.span().unwrap());
+        assert!(read.over(periods.clone()).eq(whole.over(periods)), "{by:?}");
+        // From the middle of a fall to the next month.
+        let [from, until] = ["2026-09-27T00:00:00Z", "2026-11-02T00:00:00Z"].map(|at| at.parse().ok());
+        let some = Question { from, until, ..question };
+        let read = found[0].curve(&mut reader, &some).await.unwrap();
+        let periods = some.periods(whole.span().unwrap());
+        assert!(read.over(periods.clone()).eq(whole.over(periods)), "{by:?}");
+        assert_eq!(read.total(), whole.total());
+    }
+    let old = counters(&mut reader, &["OLD".into()]).await.unwrap();
+    let question =
+        Question { by: By::Year, zone: TimeZone::UTC, from: None, until: None, years: 0, future: jiff::Timestamp::MAX };
+    let read = old[0].curve(&mut reader, &question).await.unwrap();
+    assert_eq!(read.total(), curve(&points[..600], 3).total());
 }
