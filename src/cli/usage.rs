@@ -58,6 +58,8 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Length {
+    /// All at once: since the meter was placed
+    Total,
     Year,
     Month,
     Day,
@@ -89,6 +91,7 @@ pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
         return Err(Failure::usage(format!("--from {from} --until {until}: there is no day between them")));
     }
     let by = match arguments.by {
+        Length::Total => By::Total,
         Length::Year => By::Year,
         Length::Month => By::Month,
         Length::Day => By::Day,
@@ -168,7 +171,7 @@ impl<'q> Printer<'q> {
     fn new(format: Format, question: &'q Question, counters: &[Counter]) -> Self {
         let widest = |name: &dyn Fn(&Counter) -> usize, least: usize| counters.iter().map(name).fold(least, usize::max);
         let period = match question.by {
-            By::Year | By::Month => 7,
+            By::Total | By::Year | By::Month => 7,
             By::Day => 10,
             By::Hour | By::Quarter => 22,
         };

@@ -12,6 +12,8 @@ use jiff::{
 /// How long a period is, by the clock on the wall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum By {
+    /// All the time that is asked for.
+    Total,
     /// From 1 January.
     Year,
     /// From the first.
@@ -24,7 +26,7 @@ pub enum By {
     Quarter,
 }
 
-/// One period of a zone. Its text is its label: `2026`, `2026-11`, `2026-11-21`, and with the offset, so that each is said once,
+/// One period of a zone. Its text is its label: `total`, `2026`, `2026-11`, `2026-11-21`, and with the offset, so that each is said once,
 /// `2026-10-25T02:00+02:00`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Period {
@@ -55,12 +57,13 @@ impl Period {
         Some(Self { by, from, to: moved.unwrap_or(to), offset })
     }
 
-    /// The same period so many years before: the same label. None where that year has none: 29 February, an hour that was leapt over, the second
+    /// The same period so many years before: the same label. None where that year has none: a total, 29 February, an hour that was leapt over, the second
     /// of two equal hours where that year had one.
     pub fn earlier(&self, zone: &TimeZone, years: i16) -> Option<Self> {
         let local = self.offset.to_datetime(self.from);
         let date = Date::new(local.year().checked_sub(years)?, local.month(), local.day()).ok()?;
         match self.by {
+            By::Total => None,
             By::Year | By::Month | By::Day => Self::calendar(self.by, zone, date),
             By::Hour | By::Quarter => {
                 let ambiguous = |clock: DateTime| zone.to_ambiguous_timestamp(clock).offset();
@@ -86,7 +89,7 @@ impl By {
         match self {
             Self::Year => date.first_of_year(),
             Self::Month => date.first_of_month(),
-            Self::Day | Self::Hour | Self::Quarter => date,
+            Self::Total | Self::Day | Self::Hour | Self::Quarter => date,
         }
     }
 
@@ -95,7 +98,7 @@ impl By {
         let next = match self {
             Self::Year => date.first_of_year().checked_add(1.year()),
             Self::Month => date.first_of_month().checked_add(1.month()),
-            Self::Day | Self::Hour | Self::Quarter => date.tomorrow(),
+            Self::Total | Self::Day | Self::Hour | Self::Quarter => date.tomorrow(),
         };
         next.ok()
     }
@@ -120,6 +123,7 @@ fn moved(zone: &TimeZone, from: Timestamp) -> Option<Timestamp> {
 impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let format = match self.by {
+            By::Total => "total",
             By::Year => "%Y",
             By::Month => "%Y-%m",
             By::Day => "%Y-%m-%d",
@@ -141,6 +145,8 @@ pub struct Periods {
 
 #[derive(Debug, Clone, Copy)]
 enum Next {
+    /// All that is left.
+    All(Timestamp),
     Date(Date),
     Instant(Timestamp),
 }
@@ -150,6 +156,7 @@ impl Periods {
     pub fn new(by: By, zone: TimeZone, from: Timestamp, until: Timestamp) -> Self {
         let offset = zone.to_offset(from);
         let next = match by {
+            By::Total => Some(Next::All(from)),
             By::Year | By::Month | By::Day => Some(Next::Date(offset.to_datetime(from).date())),
             By::Hour | By::Quarter => {
                 let second = Timestamp::from_second(from.as_second().saturating_sub(past(by, from, offset)));
@@ -168,6 +175,10 @@ impl Iterator for Periods {
     fn next(&mut self) -> Option<Period> {
         loop {
             let period = match self.next? {
+                Next::All(from) => {
+                    self.next = None;
+                    Period { by: self.by, from, to: self.until, offset: self.zone.to_offset(from) }
+                }
                 Next::Date(date) => {
                     let period = Period::calendar(self.by, &self.zone, date)?;
                     self.next = self.by.next(date).map(Next::Date);

@@ -728,7 +728,7 @@ async fn for_long_periods_few_values_are_read_and_say_the_same() {
     let found = counters(&mut reader, &[]).await.unwrap();
     let named: Vec<_> = found.iter().map(|counter| (counter.meter.name.as_str(), counter.register.as_str())).collect();
     assert_eq!(named, [("NEW", "import_low")]);
-    for by in [By::Year, By::Month, By::Day, By::Hour, By::Quarter] {
+    for by in [By::Total, By::Year, By::Month, By::Day, By::Hour, By::Quarter] {
         let question = Question {
             by,
             zone: TimeZone::get("Europe/Amsterdam").unwrap(),
