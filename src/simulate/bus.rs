@@ -204,6 +204,14 @@ impl Bus {
         self.master_baud = baud;
     }
 
+    /// Another master comes: nothing is on the line, and the times on it are since another moment.
+    pub fn restart_line(&mut self) {
+        self.asked.clear();
+        self.line.clear();
+        self.asked_until = Duration::ZERO;
+        self.slaves.iter_mut().for_each(Slave::restart_link);
+    }
+
     /// Takes bytes of the master, which begin on the wires at `now` or behind those before.
     pub fn handle_bytes(&mut self, now: Duration, bytes: &[u8]) {
         let byte_time = self.master_timing().bytes(1);

@@ -240,6 +240,11 @@ impl Slave {
         self.flow = 0;
     }
 
+    /// Another master comes, whose times are since another moment.
+    pub(super) fn restart_link(&mut self) {
+        self.link = Link { access_number: self.link.access_number, ..Link::default() };
+    }
+
     /// All that it says, as a reader of all its telegrams has it, converted values without what the meter counts in.
     pub fn readings(&self) -> Vec<Reading> {
         let now = |register, mantissa: u64, scale, unit| {

@@ -36,6 +36,7 @@ pub struct Tape {
     /// When the next telegram is due, and every how many seconds one is; None without a P1 port.
     telegram: Option<(i64, i64)>,
     readout: Option<Readout>,
+    pace: Option<Pace>,
     /// Made, and not yet due.
     queue: VecDeque<(u64, Entry)>,
     ledger: Ledger,
@@ -50,6 +51,14 @@ struct Readout {
     baud: u32,
     next: i64,
     every: i64,
+}
+
+/// How often from a moment on.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    from: i64,
+    telegrams: i64,
+    readouts: i64,
 }
 
 /// Bytes of a bus without such a pause are one chunk.
@@ -69,18 +78,38 @@ impl Tape {
                 let described = description.bus.as_ref();
                 let (baud, every) = described.map_or((2400, 900), |bus| (bus.baud, bus.every_s.max(1)));
                 let every = i64::from(every);
-                let next = -(-start).div_euclid(every) * every;
-                Some(Readout { bus, master: Master::new(baud), baud, next, every })
+                Some(Readout { bus, master: Master::new(baud), baud, next: next_of(start, every), every })
             }
         };
         let every = |own: u32| i64::from(every.unwrap_or(own).max(1));
         let telegram = household.dialect().map(|dialect| (start, every(dialect.period())));
-        let mut moments = household.month_ends(from, until);
-        moments.extend(household.exchanges().filter(|at| from < *at && *at <= until));
-        moments.push(until);
         let queue = openings(description, &household, from).map(|opening| (0, Entry::Opening(opening))).collect();
-        let ledger = Ledger::new(moments);
-        Ok(Self { from: start, until: end, household, telegram, readout, queue, ledger, damaged: 0 })
+        let mut ledger = Ledger::default();
+        ledger.extend(moments_of(&household, from, until));
+        Ok(Self { from: start, until: end, household, telegram, readout, pace: None, queue, ledger, damaged: 0 })
+    }
+
+    /// From `from` on there is a telegram every so many seconds, and the bus is read every so many. Of several calls the last counts.
+    pub fn set_pace(&mut self, from: Moment, telegrams: u32, readouts: u32) {
+        let from = from.instant().as_second().max(self.from);
+        self.pace = Some(Pace { from, telegrams: telegrams.max(1).into(), readouts: readouts.max(1).into() });
+    }
+
+    /// Goes on until a later moment, of which there are books too.
+    pub fn extend(&mut self, until: Moment) {
+        let before = self.until;
+        self.until = before.max(until.instant().as_second());
+        self.ledger.extend(moments_of(&self.household, moment(before), moment(self.until)));
+    }
+
+    /// The household as it is at the end, and its bus, to live on: on the line of that, time begins anew.
+    pub fn into_meters(self) -> (Household, Option<Bus>) {
+        let bus = self.readout.map(|readout| {
+            let mut bus = readout.bus;
+            bus.restart_line();
+            bus
+        });
+        (self.household, bus)
     }
 
     /// How much of it has been made, in seconds, and how long it is.
@@ -106,6 +135,15 @@ impl Tape {
         let telegram = self.telegram.map(|(next, _)| next).filter(|next| *next <= self.until);
         let readout = self.readout.as_ref().map(|readout| readout.next).filter(|next| *next < self.until);
         [telegram, readout].into_iter().flatten().min()
+    }
+
+    fn change(&mut self, Pace { from, telegrams, readouts }: Pace) {
+        if let Some(telegram) = &mut self.telegram {
+            *telegram = (from, telegrams);
+        }
+        if let Some(readout) = &mut self.readout {
+            (readout.next, readout.every) = (next_of(from, readouts), readouts);
+        }
     }
 
     fn micros(&self, second: i64) -> u64 {
@@ -184,6 +222,10 @@ impl Iterator for Tape {
     fn next(&mut self) -> Option<Entry> {
         loop {
             let due = Self::next(self);
+            if let Some(pace) = self.pace.take_if(|pace| due.is_some_and(|second| second >= pace.from)) {
+                self.change(pace);
+                continue;
+            }
             match (self.queue.front(), due) {
                 (Some((us, _)), Some(second)) if *us > self.micros(second) => {}
                 (Some(_), _) => return self.queue.pop_front().map(|(_, entry)| entry),
@@ -273,8 +315,21 @@ fn openings(description: &Description, household: &Household, from: Moment) -> i
     p1.into_iter().chain(bus)
 }
 
+/// The first full multiple of so many seconds that is not before a moment.
+fn next_of(second: i64, every: i64) -> i64 {
+    -(-second).div_euclid(every) * every
+}
+
+/// When there are books, behind `from` through `until`: month ends, exchanges, and the end.
+fn moments_of(household: &Household, from: Moment, until: Moment) -> Vec<Moment> {
+    let mut moments = household.month_ends(from, until);
+    moments.extend(household.exchanges().filter(|at| from < *at && *at <= until));
+    moments.push(until);
+    moments
+}
+
 /// The last that each meter said until each of several moments.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Ledger {
     /// Rising.
     moments: Vec<Moment>,
@@ -283,10 +338,14 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn new(mut moments: Vec<Moment>) -> Self {
-        moments.sort();
-        moments.dedup_by_key(|moment| moment.instant());
-        Self { moments, meters: Vec::new() }
+    /// Adds moments behind those that are there.
+    fn extend(&mut self, moments: Vec<Moment>) {
+        self.moments.extend(moments);
+        self.moments.sort();
+        self.moments.dedup_by_key(|moment| moment.instant());
+        for (_, spans) in &mut self.meters {
+            spans.resize(self.moments.len(), None);
+        }
     }
 
     fn record(&mut self, book: Book) {
