@@ -9,6 +9,7 @@ mod decode;
 mod demo;
 mod diff;
 mod dump;
+mod history;
 mod input;
 mod mbus;
 mod readings;

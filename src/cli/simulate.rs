@@ -2,14 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::ValueEnum;
 use flate2::{Compression, write::GzEncoder};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,12 +18,14 @@ use tokio::{
 use tokio_serial::{ClearBuffer, SerialPort, SerialStream};
 
 use super::{
-    Failure, Outcome, asked_to_end, quiet_if_closed, table,
+    Failure, Outcome, asked_to_end,
+    history::{self, Filling, Messages},
+    quiet_if_closed, table,
     terminal::{Link, terminal},
 };
 use crate::{
     capture::{Entry, Way, What},
-    config::parse_duration,
+    config::{self, Config, StoreUrl, parse_duration},
     moment::Moment,
     payload,
     simulate::{Book, Bus, Description, Household, Tape, bus, description::Place},
@@ -35,7 +37,7 @@ pub(super) enum Command {
     P1(P1),
     /// An M-Bus on a pseudo-terminal: that of a household, or with the meters of a file; without one, a bus with a little of everything
     Mbus(Mbus),
-    /// All that the ports of a household bring from one moment to another, as a capture: years in seconds
+    /// All that the ports of a household bring from one moment to another, as a capture or into a database: years in seconds
     Household(Recorded),
 }
 
@@ -88,11 +90,14 @@ pub(super) struct Recorded {
     /// What to write
     #[arg(long, value_enum, default_value_t = Form::Capture)]
     format: Form,
+    /// Write no capture, but what a gateway makes of it into this database: sqlite:///path. Neither journal nor broker is between
+    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse, conflicts_with_all = ["out", "format"])]
+    store: Option<StoreUrl>,
     /// Write here what the meters hold at each month's end, at each exchange of a meter and at the end: an object of JSON a line, each
     /// register as the last report at or before then has it
     #[arg(long, value_name = "FILE")]
     books: Option<PathBuf>,
-    /// Overwrite what is there
+    /// Overwrite files that are there
     #[arg(long)]
     force: bool,
     /// Print the household that is simulated without a FILE, and end
@@ -111,6 +116,8 @@ enum Form {
 /// What is simulated without a file.
 pub(super) const BUS: &str = include_str!("../../fixtures/bus.toml");
 const HOUSEHOLD: &str = include_str!("../../fixtures/household.toml");
+/// The gateway that a household's messages are of.
+const GATEWAY: &str = "simulate";
 
 fn speed(text: &str) -> Result<u32, String> {
     let times = text.strip_suffix('x').and_then(|times| times.parse().ok());
@@ -133,7 +140,7 @@ pub(super) async fn simulate(command: Command) -> Result<Outcome, Failure> {
         Command::Mbus(Mbus { print: true, .. }) => show(BUS),
         Command::P1(arguments) => serve_p1(arguments).await,
         Command::Mbus(arguments) => serve_bus(arguments).await,
-        Command::Household(arguments) => record(&arguments),
+        Command::Household(arguments) => live(&arguments).await,
     }
 }
 
@@ -207,8 +214,8 @@ async fn serve_bus(arguments: Mbus) -> Result<Outcome, Failure> {
     Ok(Outcome::Well)
 }
 
-/// Writes a tape.
-fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
+/// Lets a household live, and writes what comes of it.
+async fn live(arguments: &Recorded) -> Result<Outcome, Failure> {
     let (Some(from), Some(until)) = (arguments.from, arguments.until) else {
         return Err(Failure::usage("--from and --until say from when to when"));
     };
@@ -231,16 +238,28 @@ fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
     }
     let bad =
         |bad: crate::simulate::description::Bad| Failure::usage(format!("{}: {bad}", place(&text, &file, bad.place)));
-    let mut tape = Tape::new(&description, from, until, arguments.every).map_err(bad)?;
-    let mut sink = Sink::open(&arguments.out, arguments.force)?;
+    let tape = Tape::new(&description, from, until, arguments.every).map_err(bad)?;
     // Said before anything is made.
     let books = arguments.books.as_ref().map(|path| Sink::open(path, arguments.force)).transpose()?;
-    let (_, seconds) = tape.progress();
-    let progress = if io::stderr().is_terminal() { ProgressBar::new(seconds) } else { ProgressBar::hidden() };
-    // A constant that is a template.
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left") {
-        progress.set_style(style);
+    let progress = history::progress_bar(tape.progress().1);
+    let (tape, gateway) = match &arguments.store {
+        // Under which a replay has a meter that does not name itself.
+        None => (record(arguments, tape, &progress)?, "replay"),
+        Some(url) => (store(url, tape, &description, &progress).await?, GATEWAY),
+    };
+    progress.finish_and_clear();
+    if let (Some(path), Some(mut books)) = (&arguments.books, books) {
+        for (moment, book) in tape.books() {
+            books.write_all(lines_of(moment, book, gateway).as_bytes()).map_err(|error| unwritten(path, error))?;
+        }
+        books.finish().map_err(|error| unwritten(path, error))?;
     }
+    Ok(Outcome::Well)
+}
+
+/// Writes a tape as a capture or the like.
+fn record(arguments: &Recorded, mut tape: Tape, progress: &ProgressBar) -> Result<Tape, Failure> {
+    let mut sink = Sink::open(&arguments.out, arguments.force)?;
     let (mut telegrams, mut others) = (0u64, 0u64);
     let mut made = 0u64;
     while let Some(entry) = tape.next() {
@@ -265,26 +284,55 @@ fn record(arguments: &Recorded) -> Result<Outcome, Failure> {
         }
     }
     sink.finish().map_err(|error| unwritten(&arguments.out, error))?;
-    progress.finish_and_clear();
-    if let (Some(path), Some(mut books)) = (&arguments.books, books) {
-        for (moment, book) in tape.books() {
-            books.write_all(lines_of(moment, book).as_bytes()).map_err(|error| unwritten(path, error))?;
-        }
-        books.finish().map_err(|error| unwritten(path, error))?;
-    }
     let damaged = tape.damaged();
     let damaged = if damaged > 0 { format!(", {damaged} more or of them damaged or silent") } else { String::new() };
-    eprintln!("{telegrams} telegrams{damaged}; {others} pieces of what went over the bus");
-    Ok(Outcome::Well)
+    progress.suspend(|| eprintln!("{telegrams} telegrams{damaged}; {others} pieces of what went over the bus"));
+    Ok(tape)
 }
 
-/// The registers of a book, an object of JSON a line.
-fn lines_of(moment: Moment, book: &Book) -> String {
+/// Puts a tape into a database, and says in a line of JSON what came of it.
+async fn store(url: &StoreUrl, tape: Tape, described: &Description, progress: &ProgressBar) -> Result<Tape, Failure> {
+    let begin = Instant::now();
+    let mut filling = Filling::open(&own_store(url)).await?;
+    let messages = filling.write(Messages::new(tape, described, GATEWAY), progress).await?;
+    let filled = filling.close().await?;
+    let (counts, ms) = (messages.counts(), |duration: Duration| duration.as_millis());
+    let mut output = super::Output::new();
+    output.line(&format!(
+        "{{\"telegrams\":{},\"rejected\":{},\"messages\":{},\"stored\":{},\"repeated\":{},\"ms\":{},\"commit\":{{\"count\":{},\"ms\":{},\
+         \"longest_ms\":{}}},\"upkeep\":{{\"count\":{},\"ms\":{},\"longest_ms\":{}}}}}",
+        counts.telegrams,
+        counts.rejected,
+        filled.stored.saturating_add(filled.repeated),
+        filled.stored,
+        filled.repeated,
+        ms(begin.elapsed()),
+        filled.commits,
+        ms(filled.commit),
+        ms(filled.longest_commit),
+        filled.steps,
+        ms(filled.upkeep),
+        ms(filled.longest_step),
+    ))?;
+    output.finish()?;
+    Ok(messages.into_tape())
+}
+
+/// A store that keeps everything, however old it is.
+fn own_store(url: &StoreUrl) -> config::Store {
+    let config = Config::parse("[store]\nurl = \"sqlite://replaced\"\n", "simulate").ok();
+    // A text of our own, which a test reads.
+    #[expect(clippy::expect_used, reason = "the text is a constant")]
+    let store = config.and_then(|config| config.store).expect("a [store]");
+    config::Store { url: url.clone(), retention: Duration::MAX, ..store }
+}
+
+/// The registers of a book, an object of JSON a line, as this gateway would name their meters.
+fn lines_of(moment: Moment, book: &Book, gateway: &str) -> String {
     let mut lines = String::new();
     for reading in &book.readings {
         lines.push_str(&format!("{{\"at\":\"{moment}\",\"meter\":"));
-        // Under which a replay has a meter that does not name itself.
-        payload::string(&mut lines, &book.meter.name("replay", "p1"));
+        payload::string(&mut lines, &book.meter.name(gateway, "p1"));
         let (medium, register, value) = (book.medium.name(), &reading.register, reading.value);
         lines.push_str(&format!(",\"medium\":\"{medium}\",\"register\":\"{register}\",\"value\":{value},\"unit\":"));
         payload::string(&mut lines, reading.unit.as_str());

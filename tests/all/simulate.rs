@@ -150,9 +150,25 @@ fn every_register_in_the_store_is_what_the_meters_count() {
     let moments: Vec<_> = expected.keys().map(String::as_str).collect();
     let exchanges = ["2026-03-30T10:20:00+02:00", "2026-03-30T10:25:00+02:00"];
     assert_eq!(moments, [exchanges[0], exchanges[1], "2026-04-01T00:00:00+02:00", "2026-04-01T12:00:00+02:00"]);
-    let store = format!("sqlite://{data}/meterkast.db");
-    for (moment, registers) in &expected {
-        let ended = meterkast(&["readings", "--store", &store, "--at", moment, "--format", "json"], b"");
+    // The same without a capture, a journal and a broker.
+    let straight = path("straight.db");
+    let file = folder.file("march.toml", MARCH);
+    let (url, again) = (format!("sqlite://{straight}"), path("again.jsonl"));
+    let arguments = ["simulate", "household", file.to_str().unwrap(), "--from", "2026-03-28T12:00:00+01:00", "--until"];
+    let arguments = [&arguments[..], &["2026-04-01T12:00:00+02:00", "--every", "2m", "--books", &again]].concat();
+    let none = Value::from(0);
+    for [stored, repeated] in [[&summary["stored"], &summary["repeated"]], [&none, &summary["messages"]]] {
+        let ended = meterkast(&[&arguments[..], &["--store", &url, "--force"]].concat(), b"");
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let filled: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!([&filled["stored"], &filled["repeated"]], [stored, repeated], "{filled}");
+        assert_eq!(filled["telegrams"], summary["telegrams"], "{filled}");
+        assert_eq!(fs::read(&again).unwrap(), fs::read(&books).unwrap());
+    }
+    let stores = [format!("sqlite://{data}/meterkast.db"), url];
+    for (store, (moment, registers)) in stores.iter().flat_map(|store| expected.iter().map(move |entry| (store, entry)))
+    {
+        let ended = meterkast(&["readings", "--store", store, "--at", moment, "--format", "json"], b"");
         let stored: Registers = ended
             .stdout
             .lines()
