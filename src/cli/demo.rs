@@ -1,17 +1,26 @@
 //! `demo`: virtual meters on pseudo-terminals, the real daemon, an embedded broker and a database.
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tokio_serial::SerialStream;
 
-use super::{Failure, Folder, Format, Outcome, asked_to_end, readings, simulate, terminal};
+use super::{
+    Failure, Folder, Format, Outcome, asked_to_end,
+    history::{self, Back, Filling, Messages},
+    readings, simulate, terminal,
+};
 use crate::{
     config::{Address, Config, StoreUrl},
     daemon::{Daemon, Manner},
     moment::Moment,
-    simulate::{Bus, Household, bus::Description, slave},
+    simulate::{Bus, Description, Household, Tape, bus, slave},
 };
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +31,9 @@ pub(super) struct Arguments {
     /// Keep journal and database in this directory
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Begin with so much past in the database, such as 30d, 6m or 2y: quarter-hours, the last three days every ten seconds
+    #[arg(long, value_name = "SPAN", value_parser = Back::parse)]
+    history: Option<Back>,
     /// Which household: the same number gives the same meters
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -57,13 +69,35 @@ url = "sqlite://replaced"
 commit = "2s"
 "#;
 
+/// How often the meters are heard in a history.
+const QUARTER_HOUR_S: u32 = 900;
+/// How long before now the quarter-hours of a history end.
+const FINE: Duration = Duration::from_secs(3 * 86_400);
+/// How often there is a telegram from then on; the bus is read as the configuration says.
+const FINE_S: u32 = 10;
+
 pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
     let (mut meter, _, p1) = terminal::terminal()?;
     let (wire, theirs, mbus) = terminal::terminal()?;
-    let bus = bus(arguments.seed)?;
     let database = folder.path.join("meterkast.db");
-    let config = config(&p1, &mbus, &folder, &database);
+    let mut config = config(&p1, &mbus, &folder, &database);
+    let (mut household, bus) = match arguments.history {
+        None => {
+            let now = Moment::utc(Timestamp::now());
+            let description = description(arguments.seed);
+            let bus = Bus::of(&description, now).transpose().map_err(Failure::world)?;
+            (Household::of(&description, now), bus)
+        }
+        Some(back) => tokio::select! {
+            lived = live_until_now(back.before(Timestamp::now()), FINE, arguments.seed, &mut config, &database) => lived?,
+            asked = asked_to_end() => {
+                asked?;
+                return Err(Failure::world("ended before there was a history"));
+            }
+        },
+    };
+    let bus = bus.ok_or_else(|| Failure::world("the household has no bus"))?;
 
     let manner = Manner { live: true, drain: Some(Duration::from_secs(10)), share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
@@ -71,18 +105,19 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let broker =
         daemon.broker.borrow().clone().ok_or_else(|| Failure::world("no free port for the broker on 127.0.0.1"))?;
     let end = arguments.seconds.map_or_else(|| "Ctrl-C ends it".to_owned(), |seconds| format!("ends in {seconds} s"));
+    let url = StoreUrl::sqlite(&database);
     eprintln!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second,");
     eprintln!("and two heat meters and one for hot water on an M-Bus are read every ten seconds; {end}.");
     eprintln!("  P1 port   {p1}");
     eprintln!("  M-Bus     {mbus}");
     eprintln!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
-    eprintln!("  database  {}    read: meterkast readings --store {}", database.display(), StoreUrl::sqlite(&database));
+    eprintln!("  database  {}    read: meterkast readings --store {url}", database.display());
 
     // Kept until the daemon has stopped, or its last word would be that the bus is lost.
     let mut serving = pin!(simulate::serve(bus, wire, theirs));
     let deadline = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     tokio::select! {
-        sent = send_telegrams(&mut meter, arguments.seed) => sent?,
+        sent = send_telegrams(&mut meter, &mut household) => sent?,
         served = &mut serving => served?,
         () = wait_until(deadline) => {}
         asked = asked_to_end() => asked?,
@@ -91,22 +126,68 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let summary = daemon.stop().await;
     eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
-    let registers = readings::print(&StoreUrl::sqlite(&database), None, arguments.format).await?;
+    let registers = readings::print(&url, None, arguments.format).await?;
     let well = registers > 0 && summary.acknowledged == summary.messages;
     Ok(if well { Outcome::Well } else { Outcome::Partly })
 }
 
-fn bus(seed: u64) -> Result<Bus, Failure> {
+/// The household: one with a little of everything, and a bus.
+fn description(seed: u64) -> Description {
     let meter = |((meter, counts_in), address): (&(&str, slave::CountsIn), u8)| slave::Description {
         counts_in: *counts_in,
         ..slave::Description::new(meter, address)
     };
-    let meters = METERS.iter().zip(1..).map(meter).collect();
-    let description = Description { seed, ..Description::of(meters) };
-    Bus::new(description, Moment::utc(Timestamp::now())).map_err(Failure::world)
+    let bus = bus::Description::of(METERS.iter().zip(1..).map(meter).collect());
+    Description { bus: Some(bus), ..Description::demo(seed) }
 }
 
-fn config(p1_port: &str, bus_port: &str, folder: &Folder, database: &std::path::Path) -> Config {
+/// Lets the household live until now, and puts what its meters said into the database: at quarter-hours, `fine` before now more often.
+/// Returns the meters, to live on.
+async fn live_until_now(
+    from: Moment,
+    fine: Duration,
+    seed: u64,
+    config: &mut Config,
+    database: &Path,
+) -> Result<(Household, Option<Bus>), Failure> {
+    if database.exists() {
+        return Err(Failure::usage(format!(
+            "--history: {} is there already, with a past of its own: take another --data, or do without --history",
+            database.display()
+        )));
+    }
+    let Some(store) = &mut config.store else { return Err(Failure::world("the demo has no store")) };
+    // A past of years is kept whole.
+    store.retention = Duration::MAX;
+    let (begin, now) = (Instant::now(), Timestamp::now());
+    let description = description(seed);
+    let readouts = config.mbus.first().map_or(FINE, |bus| bus.interval).as_secs();
+    let mut tape = Tape::new(&description, from, Moment::utc(now), Some(QUARTER_HOUR_S)).map_err(Failure::world)?;
+    let fine = history::full_quarter(now.saturating_sub(fine).unwrap_or(now));
+    tape.set_pace(fine, FINE_S, u32::try_from(readouts).unwrap_or(FINE_S));
+    let progress = history::progress_bar(tape.progress().1);
+    let mut filling = Filling::open(store).await?;
+    let mut messages = filling.write(Messages::new(tape, &description, "demo"), &progress).await?;
+    filling.keep_up().await?;
+    progress.finish_and_clear();
+    // That took a while.
+    messages.tape_mut().extend(Moment::utc(Timestamp::now()));
+    let messages = filling.write(messages, &progress).await?;
+    let filled = filling.close().await?;
+    let bytes = std::fs::metadata(database).map_or(0, |found| found.len());
+    let (ms, kib) = (begin.elapsed().as_millis(), bytes / 1024);
+    eprintln!(
+        "{} messages since {from} were put into the database in {}.{} s; it has {}.{} MiB.",
+        filled.stored,
+        ms / 1000,
+        ms % 1000 / 100,
+        kib / 1024,
+        kib % 1024 * 10 / 1024
+    );
+    Ok(messages.into_tape().into_meters())
+}
+
+fn config(p1_port: &str, bus_port: &str, folder: &Folder, database: &Path) -> Config {
     // A text of our own, which a test reads.
     #[expect(clippy::expect_used, reason = "the text is a constant")]
     let mut config = Config::parse(CONFIG, "demo").expect("a valid configuration");
@@ -125,13 +206,11 @@ fn config(p1_port: &str, bus_port: &str, folder: &Folder, database: &std::path::
 }
 
 /// A telegram each second, for ever.
-async fn send_telegrams(meter: &mut SerialStream, seed: u64) -> Result<(), Failure> {
-    let now = || Moment::utc(Timestamp::now());
-    let mut household = Household::new(seed, now());
+async fn send_telegrams(meter: &mut SerialStream, household: &mut Household) -> Result<(), Failure> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         second.tick().await;
-        household.advance(now());
+        household.advance(Moment::utc(Timestamp::now()));
         meter.write_all(&household.telegram()).await?;
     }
 }
@@ -146,6 +225,10 @@ async fn wait_until(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        reading::Medium,
+        store::{self, Quarters},
+    };
 
     #[test]
     fn its_configuration_is_valid() {
@@ -153,6 +236,73 @@ mod tests {
         let config = config("/dev/pts/7", "/dev/pts/8", &folder, &folder.path.join("x.db"));
         assert_eq!(config.p1[0].port, Address::Path("/dev/pts/7".into()));
         assert_eq!(config.mbus[0].port, Address::Path("/dev/pts/8".into()));
-        assert_eq!(bus(1).unwrap().slaves().len(), config.mbus[0].meters.len());
+        let bus = Bus::of(&description(1), Moment::utc(Timestamp::now())).unwrap().unwrap();
+        assert_eq!(bus.slaves().len(), config.mbus[0].meters.len());
+    }
+
+    #[tokio::test]
+    async fn the_past_leads_to_the_present() {
+        let folder = Folder::new(None).unwrap();
+        let database = folder.path.join("meterkast.db");
+        let mut config = config("/dev/pts/7", "/dev/pts/8", &folder, &database);
+        let begin = Timestamp::now();
+        let from = history::full_quarter(begin - Duration::from_secs(8 * 3600));
+        let fine = Duration::from_secs(600);
+        let (mut household, bus) = live_until_now(from, fine, 3, &mut config, &database).await.unwrap();
+        let (now, fine) = (Moment::utc(Timestamp::now()), history::full_quarter(begin - fine).millis());
+
+        let mut reader = store::read(&StoreUrl::sqlite(&database)).await.unwrap();
+        let meters = reader.meters().await.unwrap();
+        assert_eq!(meters.len(), 7);
+        household.advance(now);
+        let books = household.books();
+        for meter in &meters {
+            let messages = reader.messages(meter, 0..i64::MAX, None, usize::MAX).await.unwrap();
+            let at: Vec<i64> = messages.iter().map(|message| message.key.0).collect();
+            // Behind the P1 port a meter is heard every five minutes.
+            let often = if meter.protocol == "p1" && meter.medium != Medium::Electricity { 300_000 } else { 10_000 };
+            assert!(at[0] < from.millis() + 10_000, "{}", meter.name);
+            for pair in at.windows(2) {
+                // A meter on the bus waits for those before it.
+                let most = if pair[0] >= fine { often + 2000 } else { 902_000 };
+                assert!(pair[1] - pair[0] <= most, "{}: {pair:?}", meter.name);
+            }
+            assert!(now.millis() - at.last().unwrap() <= often + 5000, "{}: {at:?}", meter.name);
+            // The meters live on where they were.
+            let last = messages.last().unwrap();
+            let counts: Vec<_> = match books.iter().find(|book| book.meter.name("demo", "p1") == meter.name) {
+                Some(book) => book.readings.iter().map(|now| (now.register.clone(), now.value)).collect(),
+                None => {
+                    let slaves = bus.as_ref().unwrap().slaves();
+                    let slave = slaves.iter().find(|slave| slave.secondary().to_string() == meter.name).unwrap();
+                    let (register, value, _) = slave.book();
+                    vec![(register, value)]
+                }
+            };
+            let mut compared = 0;
+            for then in last.report.readings.iter().filter(|then| then.is_current() && then.register.is_cumulative()) {
+                if let Some((_, now)) = counts.iter().find(|(register, _)| *register == then.register) {
+                    let (then, now) = (then.value.mantissa(), now.mantissa());
+                    assert!((then..then + 1000).contains(&now), "{}: {then} {now}", meter.name);
+                    compared += 1;
+                }
+            }
+            assert!(compared > 0, "{}", meter.name);
+            for series in reader.series(meter).await.unwrap() {
+                let quarters = reader.quarters(&series, &Quarters::All(0..i64::MAX)).await.unwrap();
+                assert_eq!(quarters[0].quarter, from.quarter());
+                assert!(quarters.windows(2).all(|pair| {
+                    pair[1].quarter == pair[0].quarter + 1 && pair[1].value.mantissa() >= pair[0].value.mantissa()
+                }));
+                assert!(quarters.len() >= 33, "{}: {}", meter.name, quarters.len());
+            }
+        }
+        // The line of the bus knows no past.
+        let mut bus = bus.unwrap();
+        bus.handle_bytes(Duration::ZERO, &[0x10, 0x40, 0x01, 0x41, 0x16]);
+        assert!(bus.next_byte().unwrap() < Duration::from_secs(1));
+
+        let error = live_until_now(from, FINE, 3, &mut config, &database).await.unwrap_err();
+        assert!(error.usage && error.message.contains("is there already"), "{}", error.message);
     }
 }

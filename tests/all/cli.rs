@@ -331,6 +331,8 @@ fn wrong_usage_is_told_from_everything_else() {
         &["readings", "--at", "yesterday"],
         &["readings", "--store", "mysql://x"],
         &["demo", "--seconds", "0"],
+        &["demo", "--history", "2w"],
+        &["demo", "--history", "16y"],
         &["check"],
     ] {
         let ended = meterkast(arguments, b"");
