@@ -39,6 +39,8 @@ mod seal;
 mod tables;
 
 #[cfg(test)]
+mod plans;
+#[cfg(test)]
 mod tests;
 
 use file::Identity;

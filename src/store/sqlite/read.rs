@@ -67,7 +67,7 @@ impl Reader {
         }
     }
 
-    async fn connect(path: &Path, options: SqliteConnectOptions) -> Result<Self, StoreError> {
+    pub(super) async fn connect(path: &Path, options: SqliteConnectOptions) -> Result<Self, StoreError> {
         let mut connection = options.connect().await.map_err(|error| StoreError::sqlite(path, error))?;
         let version = query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut connection).await;
         let version: i64 = version.map_err(|error| match StoreError::sqlite(path, error) {

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// 2026-11-21T20:00:00+01:00, the start of a quarter-hour.
-const START: i64 = 1_795_287_600_000;
+pub(super) const START: i64 = 1_795_287_600_000;
 
 fn reading(register: &'static str, value: &str, unit: &str) -> Reading {
     let value = Decimal::parse(value.as_bytes()).unwrap();
@@ -33,7 +33,7 @@ fn reading(register: &'static str, value: &str, unit: &str) -> Reading {
 }
 
 /// Message `seq` of epoch 1 of gw-1: meter E1 counts `import` kWh, `seconds` after [`START`].
-fn message(seq: u64, seconds: i64, import: &str) -> Message {
+pub(super) fn message(seq: u64, seconds: i64, import: &str) -> Message {
     Message {
         envelope: Envelope {
             gateway: "gw-1".into(),
@@ -69,7 +69,7 @@ fn refused(envelope: Option<Envelope>, payload: &[u8]) -> Incoming {
     }
 }
 
-fn batch(messages: impl IntoIterator<Item = Message>) -> Vec<Incoming> {
+pub(super) fn batch(messages: impl IntoIterator<Item = Message>) -> Vec<Incoming> {
     messages.into_iter().map(Incoming::Message).collect()
 }
 
@@ -85,7 +85,7 @@ impl Sqlite {
         raw_sql(sql).execute(&mut self.connection).await.unwrap();
     }
 
-    async fn column(&mut self, sql: &'static str) -> Vec<String> {
+    pub(super) async fn column(&mut self, sql: &'static str) -> Vec<String> {
         query_scalar(sql).fetch_all(&mut self.connection).await.unwrap()
     }
 }
