@@ -4,7 +4,7 @@
 //! [`ConfigError`] that names the line and the remedy. Which sections are there says which roles the
 //! process takes: `[[p1]]` and `[[mbus]]` make it a gateway, `[store]` a store. Secrets stand in files of their own.
 //!
-//! Not supported yet: `[http]`, `postgres://`.
+//! Not supported yet: `[http]`.
 
 use std::{
     fmt,
@@ -132,6 +132,8 @@ impl Default for Mqtt {
 pub struct Store {
     /// The database.
     pub url: StoreUrl,
+    /// File that holds the password of a PostgreSQL server, a trailing line end ignored.
+    pub password_file: Option<PathBuf>,
     /// Its name in acknowledgements.
     #[serde(default = "StoreId::main")]
     pub id: StoreId,
@@ -323,40 +325,133 @@ impl fmt::Display for BrokerUrl {
     }
 }
 
-/// `sqlite:///path`.
+/// Where a store keeps what it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreUrl(PathBuf);
+pub enum StoreUrl {
+    /// `sqlite:///path`: a file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(PostgresUrl),
+}
 
 impl StoreUrl {
-    /// Reads a URL.
+    /// Reads a URL. The error never repeats what may be a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            // Not repeated: it may hold a password.
-            return Err(
-                "PostgreSQL is not supported by this version: use \"sqlite:///var/lib/meterkast/meterkast.db\"".into(),
-            );
+        if let Some(rest) = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
+            return PostgresUrl::parse(rest).map(Self::Postgres);
         }
         match text.strip_prefix("sqlite://") {
-            Some(path) if !path.is_empty() && !path.contains('?') => Ok(Self(PathBuf::from(path))),
-            _ => Err("the URL of the store is not of the form \"sqlite:///var/lib/meterkast/meterkast.db\"".into()),
+            Some(path) if !path.is_empty() && !path.contains('?') => Ok(Self::Sqlite(PathBuf::from(path))),
+            _ => Err("the URL of the store is neither of the form \"sqlite:///var/lib/meterkast/meterkast.db\" \
+                nor of the form \"postgres://user@host/database\""
+                .into()),
         }
     }
 
     /// A database at this path.
     pub fn sqlite(path: &Path) -> Self {
-        Self(path.to_owned())
+        Self::Sqlite(path.to_owned())
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.0
+    /// The file, where it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite(path) => Some(path),
+            Self::Postgres(_) => None,
+        }
     }
 }
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sqlite://{}", self.0.display())
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
+        }
     }
+}
+
+/// `postgres://user@host:port/database?sslmode=verify-full`. It is shown without its password, and without what follows the `?`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUrl {
+    text: String,
+    shown: String,
+    has_password: bool,
+    /// File that holds the password, a trailing line end ignored.
+    pub password_file: Option<PathBuf>,
+}
+
+impl PostgresUrl {
+    /// What may follow the `?`.
+    const PARAMETERS: [&str; 9] =
+        ["application_name", "dbname", "host", "options", "port", "sslcert", "sslkey", "sslmode", "sslrootcert"];
+
+    /// Reads what follows the `postgres://`.
+    fn parse(rest: &str) -> Result<Self, String> {
+        let wrong =
+            |what: &str| Err(format!("the URL of the store {what}: write \"postgres://user@host:5432/database\""));
+        let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        for (name, _) in url_pairs(parameters) {
+            if name == "password" {
+                return wrong("holds a password behind the `?`; [store] password-file is for it");
+            }
+            if !Self::PARAMETERS.contains(&name) {
+                // Not repeated: a password may have a `?` in it.
+                return wrong(&format!("has a parameter that is not known (known: {})", Self::PARAMETERS.join(", ")));
+            }
+        }
+        let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+        let (login, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (user, password) = match login.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (login, None),
+        };
+        // A password with one of these must not be taken for something that is shown.
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte));
+        if !plain(user) || !plain(database) || password.is_some_and(|password| password.contains('@')) {
+            return wrong("has a sign in its user, password or database that must be written as % and two hex digits");
+        }
+        let (name, port) = match host.rsplit_once(':') {
+            // A colon inside brackets belongs to an IPv6 address.
+            Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+            _ => (host, None),
+        };
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let is_host = address.map_or_else(|| plain(name), |address| address.parse::<std::net::Ipv6Addr>().is_ok());
+        if !is_host || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return wrong("does not name one host and a port number");
+        }
+        let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+        let slash = if database.is_empty() { "" } else { "/" };
+        Ok(Self {
+            text: format!("postgres://{rest}"),
+            shown: format!("postgres://{user}{host}{slash}{database}"),
+            has_password: password.is_some(),
+            password_file: None,
+        })
+    }
+
+    /// The URL as it was written: it may hold a password.
+    pub fn secret(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgresUrl({self})")
+    }
+}
+
+/// The names and values behind the `?` of a URL.
+fn url_pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// A text that passed its check.
@@ -555,7 +650,7 @@ impl Config {
 
     /// Reads and checks a text; `file` is how errors name it.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| {
                 text.bytes().take(span.start).filter(|&byte| byte == b'\n').count().saturating_add(1)
             });
@@ -593,6 +688,18 @@ impl Config {
         }
         if config.mqtt.password_file.is_some() && config.mqtt.user.is_none() {
             return wrong("[mqtt] has a `password-file` but no `user`".into());
+        }
+        if let Some(Store { url, password_file: Some(file), .. }) = &mut config.store {
+            match url {
+                StoreUrl::Postgres(url) if !url.has_password => url.password_file = Some(file.clone()),
+                StoreUrl::Postgres(_) => {
+                    return wrong(
+                        "[store] has a `password-file`, and a password in its `url`: leave out the one in the `url`"
+                            .into(),
+                    );
+                }
+                StoreUrl::Sqlite(_) => return wrong("[store] has a `password-file`, but its `url` is a file".into()),
+            }
         }
         if !config.has_ports() && config.store.is_none() {
             return wrong("nothing to do: add a [[p1]] or [[mbus]] with a `port`, or a [store] with a `url`".into());
@@ -789,8 +896,49 @@ mod tests {
     fn secrets_are_not_repeated() {
         let said = error(&format!("{GOOD}[mqtt]\nurl = \"mqtt://me:hunter2@host\"\n"));
         assert!(said.contains("password-file") && !said.contains("hunter2"), "{said}");
-        let said = error("[store]\nurl = \"postgres://me:hunter2@host/db\"\n");
-        assert!(!said.contains("hunter2"), "{said}");
+        for url in [
+            "postgres://me:hunter2@host:port/db",
+            "postgres://me:hunter2/x@host/db",
+            "postgres://me:hunt?er2@host/db",
+            "postgres://me:hunter2@x@host/db",
+            "postgres://me@host/db?password=hunter2",
+            "postgres://me@host/db?passwd=hunter2",
+            "postgres://me:hunter2@host/db@x",
+            "postgres://me:hunter2@one,two/db",
+        ] {
+            let said = error(&format!("[store]\nurl = \"{url}\"\n"));
+            assert!(said.starts_with("c.toml:2: the URL of the store"), "{said}");
+            assert!(!said.contains("hunt") && !said.contains("er2"), "{said}");
+        }
+        let config =
+            Config::parse("[store]\nurl = \"postgres://me:hunter2@host:1/db?sslmode=require\"\n", "c.toml").unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.store.unwrap().url.to_string(), "postgres://me@host:1/db");
+    }
+
+    #[test]
+    fn a_store_in_postgres_has_its_password_in_one_place() {
+        let store =
+            |text: &str| Config::parse(&format!("[store]\n{text}"), "c.toml").map(|config| config.store.unwrap().url);
+        let StoreUrl::Postgres(url) = store("url = \"postgresql://me@h/db\"\npassword-file = \"p\"\n").unwrap() else {
+            panic!()
+        };
+        assert_eq!(url.password_file, Some("p".into()));
+        assert_eq!((url.secret(), url.to_string().as_str()), ("postgres://me@h/db", "postgres://me@h/db"));
+        for (text, part) in [
+            ("url = \"postgres://me:x@h/db\"\npassword-file = \"p\"\n", "leave out the one in the `url`"),
+            ("url = \"sqlite:///x\"\npassword-file = \"p\"\n", "its `url` is a file"),
+        ] {
+            assert!(store(text).unwrap_err().to_string().contains(part), "{text}");
+        }
+        for good in [
+            "postgres://h",
+            "postgres:///db?host=/run/postgresql",
+            "postgres://u@[::1]:5432/db",
+            "postgres://%2Frun%2Fpg/db",
+        ] {
+            assert!(StoreUrl::parse(good).is_ok(), "{good}");
+        }
     }
 
     #[test]

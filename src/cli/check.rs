@@ -65,7 +65,9 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         None => output.line(&format!("  broker: embedded, on {}", config.mqtt.listen))?,
     }
     if let Some(store) = &config.store {
-        remark_database(arguments, store.url.path());
+        if let Some(file) = store.url.file() {
+            remark_database(arguments, file);
+        }
         output.line(&format!("  store {}: {}", store.id.as_str(), store.url))?;
     }
     if config.has_ports() {

@@ -148,15 +148,15 @@ fn beside_a_daemon(config: &mut Config) -> Result<(), Failure> {
         return Ok(());
     }
     let Some(store) = &config.store else { return Ok(()) };
-    let database = store.url.path();
-    if !sqlite::is_held(database) {
+    let url = &store.url;
+    // Who writes a file holds it; who writes to a server cannot be told from here.
+    if !url.file().is_some_and(sqlite::is_held) {
         return Err(Failure::usage(format!(
-            "the port of the embedded broker, {listen}, is taken, and not by a daemon that writes {}: give this replay another port \
-             ([mqtt] listen = \"127.0.0.1:0\" is a free one)",
-            database.display()
+            "the port of the embedded broker, {listen}, is taken, and not by a daemon that writes {url}: give this replay another port \
+             ([mqtt] listen = \"127.0.0.1:0\" is a free one)"
         )));
     }
-    eprintln!("the daemon that writes {} runs: what is replayed goes through its broker, {listen}", database.display());
+    eprintln!("the daemon that writes {url} runs: what is replayed goes through its broker, {listen}");
     let id = store.id.clone();
     config.journal.stores.get_or_insert_with(|| vec![id]);
     config.store = None;
@@ -794,7 +794,7 @@ mod tests {
     fn its_own_configuration_is_valid() {
         let folder = Folder::new(None).unwrap();
         let config = own_config(&folder);
-        assert!(config.store.unwrap().url.path().starts_with(&folder.path));
+        assert!(config.store.unwrap().url.file().unwrap().starts_with(&folder.path));
         assert_eq!(config.mqtt.listen.port(), 0);
     }
 

@@ -1,6 +1,7 @@
 //! What can be wrong with a database, and what helps.
 //!
-//! Enters: an error of SQLite or of the system. Leaves: a [`StoreError`], whose text ends with the remedy.
+//! Enters: an error of SQLite, of a PostgreSQL server or of the system. Leaves: a [`StoreError`], whose text ends with the remedy,
+//! and never holds a password.
 
 use std::{
     error::Error,
@@ -18,24 +19,24 @@ pub enum StoreError {
     #[error("{}: there is no database here; check `store.url`, or start the daemon, which creates it", .0.display())]
     Missing(PathBuf),
     /// Its tables are newer than this program.
-    #[error("{}: written by a newer meterkast (tables of version {version}); upgrade this one", path.display())]
+    #[error("{place}: written by a newer meterkast (tables of version {version}); upgrade this one")]
     Newer {
-        /// The database.
-        path: PathBuf,
+        /// The database: its path, or its URL without a password.
+        place: String,
         /// The version of its tables that is not known here.
         version: i64,
     },
     /// What stands at its path is not what was opened.
     #[error("{}: the file was replaced or deleted while it was in use", .0.display())]
     Replaced(PathBuf),
-    /// The file, the disk or SQLite.
-    #[error("{}: {trouble}{}", path.display(), if *.trouble == Trouble::Other { format!(": {source}") } else { String::new() })]
+    /// The file, the disk or SQLite; the server, or the way to it.
+    #[error("{place}: {trouble}{}", if .trouble.says_little() { format!(": {source}") } else { String::new() })]
     Database {
-        /// The database.
-        path: PathBuf,
+        /// The database: its path, or its URL without a password.
+        place: String,
         /// What it is, and what helps.
         trouble: Trouble,
-        /// As SQLite or the system said it.
+        /// As SQLite, the server or the system said it.
         source: Box<dyn Error + Send + Sync>,
     },
 }
@@ -71,20 +72,99 @@ pub enum Trouble {
     /// The disk fails.
     #[error("the disk does not read or write; look for its errors with `dmesg`, and replace the SD card")]
     Io,
+    /// No way to the server, or it went away.
+    #[error("the server cannot be reached; is it running, and does `store.url` name its host and port?")]
+    Unreachable,
+    /// The server did not answer in time.
+    #[error("the server does not answer in time; look at what it does in pg_stat_activity, and at the network between")]
+    Slow,
+    /// TLS failed, or is asked for and not there.
+    #[error(
+        "no secure connection; look at `sslmode` and `sslrootcert` in `store.url`, and at the server's certificate"
+    )]
+    Tls,
+    /// Wrong user or password, or none.
+    #[error(
+        "the server refuses the user or its password; check `store.url` and [store] password-file, and the server's pg_hba.conf"
+    )]
+    Refused,
+    /// The file with the password cannot be read.
+    #[error("[store] password-file cannot be read; let the daemon's user read it, or name another")]
+    PasswordFile,
+    /// The server has no such database.
+    #[error("the server has no such database; create it (deploy/postgres.sql does), or check `store.url`")]
+    NoDatabase,
+    /// No tables, and nobody made them yet.
+    #[error("there are no tables here yet; check `store.url`, or start the daemon, which makes them")]
+    NoTables,
+    /// The user may not do this.
+    #[error("the user lacks rights; deploy/postgres.sql has what a writer and a reader need")]
+    Rights,
+    /// The server takes no writes.
+    #[error(
+        "the server is read-only: a replica, or default_transaction_read_only is on; name the primary in `store.url`, or switch that off"
+    )]
+    Replica,
+    /// The server's disk is full.
+    #[error(
+        "the server's disk is full; free space there, then shorten `store.retention`; the gateways keep what is not confirmed"
+    )]
+    ServerFull,
+    /// No connection is free.
+    #[error("the server has too many connections; raise its max_connections, or end others")]
+    Crowded,
+    /// The server found its files damaged, or its disk fails.
+    #[error("the server finds its data damaged or its disk failing; look at its log, and put a backup back")]
+    ServerIo,
+    /// A server of an older version.
+    #[error("the server is too old: PostgreSQL 15 or newer is needed; upgrade it")]
+    TooOld,
+    /// A database whose texts cannot hold what meters send.
+    #[error("the database does not keep texts as UTF8; create another one with ENCODING 'UTF8' TEMPLATE template0")]
+    Encoding,
     /// Anything else.
     #[error("the database answers with an error")]
     Other,
 }
 
+impl Trouble {
+    /// Whether the source says what this does not.
+    fn says_little(self) -> bool {
+        matches!(
+            self,
+            Self::Other
+                | Self::Unreachable
+                | Self::Tls
+                | Self::PasswordFile
+                | Self::NoTables
+                | Self::Rights
+                | Self::TooOld
+                | Self::Encoding
+        )
+    }
+}
+
 impl StoreError {
     /// Whether the same call may succeed later without a restart.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Database { trouble: Trouble::Full | Trouble::Busy | Trouble::Io, .. } | Self::Replaced(_))
+        match self {
+            Self::Database { trouble, .. } => {
+                matches!(trouble, Trouble::Full | Trouble::Busy | Trouble::Io | Trouble::ServerFull)
+            }
+            Self::Replaced(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether the database must be opened anew before anything else is asked of it.
     pub fn needs_reopening(&self) -> bool {
-        !matches!(self, Self::Database { trouble: Trouble::Full | Trouble::Busy | Trouble::Io | Trouble::ReadOnly, .. })
+        match self {
+            Self::Database { trouble, .. } => !matches!(
+                trouble,
+                Trouble::Full | Trouble::Busy | Trouble::Io | Trouble::ReadOnly | Trouble::ServerFull | Trouble::Rights
+            ),
+            _ => true,
+        }
     }
 
     pub(super) fn io(path: &Path, error: std::io::Error) -> Self {
@@ -94,7 +174,7 @@ impl StoreError {
             ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::AlreadyExists => Trouble::CannotOpen,
             _ => Trouble::Io,
         };
-        Self::Database { path: path.to_owned(), trouble, source: error.into() }
+        Self::Database { place: path.display().to_string(), trouble, source: error.into() }
     }
 
     pub(super) fn sqlite(path: &Path, error: sqlx::Error) -> Self {
@@ -110,6 +190,37 @@ impl StoreError {
             26 => Trouble::NotADatabase,
             _ => Trouble::Other,
         };
-        Self::Database { path: path.to_owned(), trouble, source: error.into() }
+        Self::Database { place: path.display().to_string(), trouble, source: error.into() }
+    }
+
+    /// `place` must not hold a password.
+    pub(super) fn postgres(place: &str, error: sqlx::Error) -> Self {
+        let trouble = match &error {
+            sqlx::Error::Database(error) => of_state(&error.code().unwrap_or_default()),
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut => Trouble::Slow,
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => Trouble::Unreachable,
+            sqlx::Error::Tls(_) => Trouble::Tls,
+            _ => Trouble::Other,
+        };
+        Self::Database { place: place.to_owned(), trouble, source: error.into() }
+    }
+}
+
+/// What an SQLSTATE means to a store.
+fn of_state(state: &str) -> Trouble {
+    match state {
+        "25006" => Trouble::Replica,
+        "28000" | "28P01" => Trouble::Refused,
+        "3D000" => Trouble::NoDatabase,
+        // Another store waits for us, and we for it; it was chosen to go on.
+        "40001" | "40P01" | "55P03" => Trouble::Busy,
+        "42501" => Trouble::Rights,
+        "42P01" => Trouble::NoTables,
+        "53100" => Trouble::ServerFull,
+        "53300" => Trouble::Crowded,
+        "57014" => Trouble::Slow,
+        "58030" | "XX001" | "XX002" => Trouble::ServerIo,
+        state if state.starts_with("57P") || state.starts_with("08") => Trouble::Unreachable,
+        _ => Trouble::Other,
     }
 }

@@ -6,7 +6,7 @@
 //! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them.
 //! - [`Reader`]: what the commands ask of it, whether the daemon runs or not.
 //! - [`counters`]: what was used, across meters that were exchanged.
-//! - [`sqlite`]: a file.
+//! - [`sqlite`]: a file. [`postgres`]: a server.
 
 use std::{error::Error, fmt, ops::Range, time::Duration};
 
@@ -27,8 +27,12 @@ mod error;
 mod health;
 mod ledgers;
 mod lives;
+pub mod postgres;
 mod role;
+mod rows;
 pub mod sqlite;
+#[cfg(test)]
+mod story;
 mod tables;
 mod write;
 
@@ -268,12 +272,18 @@ pub struct Stored {
 
 /// Opens the database of `[store]` for writing, and makes what it lacks.
 pub async fn open(store: &config::Store) -> Result<Box<dyn Database>, StoreError> {
-    Ok(Box::new(sqlite::Sqlite::open(store.url.path()).await?))
+    Ok(match &store.url {
+        StoreUrl::Sqlite(path) => Box::new(sqlite::Sqlite::open(path).await?),
+        StoreUrl::Postgres(url) => Box::new(postgres::Postgres::open(url).await?),
+    })
 }
 
 /// Opens a database for reading; it must exist.
 pub async fn read(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
-    Ok(Box::new(sqlite::Reader::open(url.path()).await?))
+    Ok(match url {
+        StoreUrl::Sqlite(path) => Box::new(sqlite::Reader::open(path).await?),
+        StoreUrl::Postgres(url) => Box::new(postgres::Reader::open(url).await?),
+    })
 }
 
 /// Column `clock` is the place in this list.

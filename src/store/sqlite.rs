@@ -98,7 +98,7 @@ impl Sqlite {
         let mut connection = options.connect().await.map_err(|error| StoreError::sqlite(path, error))?;
         // `run` would make this future one that cannot move to another thread.
         MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|error| match error {
-            MigrateError::VersionMissing(version) => StoreError::Newer { path: path.to_owned(), version },
+            MigrateError::VersionMissing(version) => StoreError::Newer { place: path.display().to_string(), version },
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::sqlite(path, error),
             other => StoreError::sqlite(path, other.into()),
         })?;

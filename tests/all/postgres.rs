@@ -49,7 +49,7 @@ impl Postgres {
         let mut initdb = as_user(&program("initdb"));
         initdb.arg("-D").arg(data.join("main")).args([
             "-U",
-            "meterkast",
+            "postgres",
             "-A",
             "trust",
             "-E",
@@ -155,7 +155,7 @@ impl Postgres {
 
     /// Where one of its databases is.
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://meterkast@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
     /// A new database with nothing in it. Returns its name.
@@ -174,6 +174,21 @@ impl Postgres {
         let output = output.unwrap();
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Postgres {
+    /// Runs a script of psql as its superuser.
+    pub(crate) fn run_script(&self, script: &Path) {
+        run(Command::new(program("psql")).args(["-X", "-q", "-f"]).arg(script).arg(self.url("postgres")));
+    }
+
+    /// Puts a copy of a file among its data that only its user may read.
+    pub(crate) fn take(&self, file: &Path, name: &str) {
+        let copy = self.data().join("main").join(name);
+        fs::copy(file, &copy).unwrap();
+        run(Command::new("chmod").arg("600").arg(&copy));
+        run(Command::new("chown").arg(user().as_deref().unwrap_or(&own_id())).arg(copy));
     }
 }
 
@@ -239,27 +254,4 @@ fn free_port() -> u16 {
             return port;
         }
     }
-}
-
-#[test]
-fn a_server_keeps_what_it_committed_through_a_crash_and_asks_one_user_for_a_password() {
-    let mut server = Postgres::start();
-    let database = server.database();
-    server.sql(&database, "CREATE TABLE kept (a int)");
-    server.sql(&database, "INSERT INTO kept VALUES (7)");
-    assert_eq!(server.sql(&database, "SHOW fsync"), ["on"]);
-    server.sql(&database, &format!("CREATE ROLE {} LOGIN PASSWORD '{}'", GUARDED.0, GUARDED.1));
-    server.crash();
-    server.begin_with(&["default_transaction_read_only=on"]);
-    assert_eq!(server.sql(&database, "SELECT a FROM kept"), ["7"]);
-    server.stop();
-    server.begin_with(&["default_transaction_read_only=on"]);
-    assert_eq!(server.sql(&database, "SHOW default_transaction_read_only"), ["on"]);
-    assert_ne!(Postgres::shared().database(), Postgres::shared().database());
-    let guarded = server.url(&database).replace("meterkast@", "guarded@");
-    let psql = Command::new(program("psql")).args(["-w", "-c", "SELECT 1", &guarded]).output().unwrap();
-    assert!(!psql.status.success());
-    let folder = server.folder.path().to_owned();
-    drop(server);
-    assert!(!folder.exists());
 }

@@ -104,8 +104,11 @@ pub(super) async fn examine(path: &Path) -> Result<(), StoreError> {
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let log_path = beside(path, "-wal");
     let (bytes, log_bytes) = (size(path), size(&log_path));
-    let damaged =
-        |trouble, what: &str| StoreError::Database { path: path.to_owned(), trouble, source: what.to_owned().into() };
+    let damaged = |trouble, what: &str| StoreError::Database {
+        place: path.display().to_string(),
+        trouble,
+        source: what.to_owned().into(),
+    };
     if log::is_damaged(&log_path).map_err(|error| StoreError::io(&log_path, error))? {
         return Err(damaged(Trouble::DamagedLog, "its checksums are wrong before its last transaction"));
     }

@@ -12,13 +12,13 @@ use tracing::{
     span,
 };
 
-use super::{
-    Reader, Sqlite,
-    tests::{START, batch, message},
-};
+use super::{Reader, Sqlite};
 use crate::{
     moment::Moment,
-    store::{self, Database as _, Quarters},
+    store::{
+        self, Database as _, Quarters,
+        story::{START, batch, message},
+    },
 };
 
 /// The statements of the connection whose thread has the name [`THREAD`].

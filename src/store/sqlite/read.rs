@@ -18,15 +18,18 @@ use sqlx::{
 
 use super::{
     MIGRATIONS,
-    seal::{COLUMNS, Columns, Message},
+    seal::{COLUMNS, Columns},
 };
 use crate::{
-    layout::{self, Layout},
+    layout::Layout,
     moment::Moment,
-    reading::{Medium, Register, Report},
+    reading::Report,
     sealed::Block,
-    store::{self, CLOCKS, Counts, Meter, Quarter, Quarters, Series, StoreError, Stored, Trouble, json, unreadable},
-    unit::{Decimal, Unit},
+    store::{
+        self, Counts, Meter, Quarter, Quarters, Series, StoreError, Stored, Trouble, json,
+        rows::{self, Message, MeterColumns},
+        unreadable,
+    },
 };
 
 /// Reads a database, whether its daemon runs or not.
@@ -47,8 +50,8 @@ impl Reader {
         match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::Missing(path.to_owned())),
             Err(error) => {
-                let (path, source) = (path.to_owned(), error.into());
-                return Err(StoreError::Database { path, trouble: Trouble::CannotOpen, source });
+                let (place, source) = (path.display().to_string(), error.into());
+                return Err(StoreError::Database { place, trouble: Trouble::CannotOpen, source });
             }
             Ok(_) => {}
         }
@@ -71,14 +74,14 @@ impl Reader {
         let mut connection = options.connect().await.map_err(|error| StoreError::sqlite(path, error))?;
         let version = query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut connection).await;
         let version: i64 = version.map_err(|error| match StoreError::sqlite(path, error) {
-            StoreError::Database { path, trouble: Trouble::Other, source } => {
-                StoreError::Database { path, trouble: Trouble::NotADatabase, source }
+            StoreError::Database { place, trouble: Trouble::Other, source } => {
+                StoreError::Database { place, trouble: Trouble::NotADatabase, source }
             }
             error => error,
         })?;
         match MIGRATIONS.version_exists(version) {
             true => Ok(Self { path: path.to_owned(), connection, layouts: HashMap::new(), remarks: HashMap::new() }),
-            false => Err(StoreError::Newer { path: path.to_owned(), version }),
+            false => Err(StoreError::Newer { place: path.display().to_string(), version }),
         }
     }
 
@@ -105,7 +108,8 @@ impl Reader {
             self.remarks.extend(content.map(|content| (remark, content)));
         }
         let layout = self.layouts.get(&message.layout).ok_or(sqlx::Error::RowNotFound)?;
-        read_message(meter, message, layout, message.remark.and_then(|remark| self.remarks.get(&remark)))
+        let remark = message.remark.and_then(|remark| self.remarks.get(&remark));
+        message.stored(meter, layout, remark.map(String::as_str))
     }
 
     /// The newest message of a meter at or before an instant; of several at one instant the last stored.
@@ -230,29 +234,16 @@ impl store::Reader for Reader {
         let sql = "SELECT id, name, medium, medium_code, protocol, gateway, predecessor, first_seen, last_seen
             FROM meter ORDER BY name";
         let error = self.error();
-        let rows: Vec<(i64, String, String, i64, String, String, Option<String>, i64, i64)> =
-            query_as(sql).fetch_all(&mut self.connection).await.map_err(&error)?;
-        let meters =
-            rows.into_iter().map(|(id, name, medium, code, protocol, gateway, predecessor, first_seen, last_seen)| {
-                let medium =
-                    medium_of(&medium, code).ok_or_else(|| unreadable(format!("the medium of {name} is unknown")))?;
-                Ok(Meter { id, name, medium, protocol, gateway, predecessor, first_seen, last_seen })
-            });
-        meters.collect::<Result<_, _>>().map_err(error)
+        let rows: Vec<MeterColumns> = query_as(sql).fetch_all(&mut self.connection).await.map_err(&error)?;
+        rows.into_iter().map(rows::meter).collect::<Result<_, _>>().map_err(error)
     }
 
     async fn series(&mut self, meter: &Meter) -> Result<Vec<Series>, StoreError> {
         let sql = "SELECT id, register, unit, scale FROM series WHERE meter = ? ORDER BY register, unit, scale";
         let error = self.error();
-        let rows: Vec<(i64, String, String, u8)> =
+        let rows: Vec<(i64, String, String, i64)> =
             query_as(sql).bind(meter.id).fetch_all(&mut self.connection).await.map_err(&error)?;
-        let series = rows.into_iter().map(|(id, register, unit, scale)| {
-            let wrong = || unreadable(format!("series {id} is unknown: {register} in {unit}"));
-            let (register, unit) =
-                (Register::from_text(&register).ok_or_else(wrong)?, Unit::from_text(&unit).ok_or_else(wrong)?);
-            Ok(Series { id, meter: meter.id, register, unit, scale })
-        });
-        series.collect::<Result<_, _>>().map_err(error)
+        rows.into_iter().map(|row| rows::series(meter.id, row)).collect::<Result<_, _>>().map_err(error)
     }
 
     async fn quarters(&mut self, series: &Series, which: &Quarters) -> Result<Vec<Quarter>, StoreError> {
@@ -268,12 +259,7 @@ impl store::Reader for Reader {
             Quarters::Around { marks, each } => around(&mut sql, series, marks, *each),
         }
         let rows: Vec<(i64, i64, i64)> = sql.build_query_as().fetch_all(&mut self.connection).await.map_err(&error)?;
-        let quarters = rows.into_iter().map(|(quarter, late, value)| {
-            let value = Decimal::new(value, series.scale)
-                .ok_or_else(|| unreadable(format!("series {} is out of range", series.id)))?;
-            Ok(Quarter { quarter, at: quarter.saturating_mul(900_000).saturating_add(late), value })
-        });
-        quarters.collect::<Result<_, _>>().map_err(error)
+        rows.into_iter().map(|row| rows::quarter(series, row)).collect::<Result<_, _>>().map_err(error)
     }
 
     async fn messages(
@@ -332,39 +318,6 @@ fn around(sql: &mut QueryBuilder<sqlx::Sqlite>, series: &Series, marks: &[i64], 
     sql.push(format!(") SELECT quarter, late, value FROM near CROSS JOIN quarter USING (quarter) WHERE meter = {} AND series = {} ORDER BY quarter", series.meter, series.id));
 }
 
-fn medium_of(name: &str, code: i64) -> Option<Medium> {
-    Medium::from_name(name, u8::try_from(code).ok()?)
-}
-
 fn unseal(block: &[u8]) -> Result<Block, sqlx::Error> {
     Block::unseal(block).map_err(|error| unreadable(error.to_string()))
-}
-
-fn read_message(
-    meter: &Meter,
-    message: &Message,
-    layout: &Layout,
-    remark: Option<&String>,
-) -> Result<Stored, sqlx::Error> {
-    let clock = usize::try_from(message.clock).ok().and_then(|code| CLOCKS.get(code));
-    let offset = i32::try_from(message.utc_offset).ok();
-    let at = offset.and_then(|offset| Moment::from_millis(message.at, offset));
-    let (Some(clock), Some(at), Some(received_at)) = (clock, at, Moment::from_millis(message.received_at, 0)) else {
-        return Err(unreadable(format!("a message of {} is out of range", meter.name)));
-    };
-    let mut report = Report {
-        meter: meter.name.clone(),
-        medium: meter.medium,
-        protocol: meter.protocol.clone().into(),
-        measured_at: Some(at),
-        clock: *clock,
-        readings: layout.join(&message.values).map_err(unreadable)?,
-        info: Vec::new(),
-        events: Vec::new(),
-        unknown: Vec::new(),
-    };
-    if let Some(content) = remark {
-        layout::set_remark(&mut report, content).map_err(unreadable)?;
-    }
-    Ok(Stored { key: (message.at, message.n), report, received_at })
 }

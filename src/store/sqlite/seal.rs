@@ -17,7 +17,7 @@ use sqlx::{SqliteConnection, query, query_as, query_scalar};
 
 use crate::{
     sealed::{Block, Row},
-    store::{json, tables::There, unreadable},
+    store::{json, rows::Message, tables::There, unreadable},
 };
 
 const HOUR: i64 = 3_600_000;
@@ -28,19 +28,6 @@ const GRACE: i64 = 15 * 60_000;
 const ENOUGH: i64 = 256;
 /// Most messages in one span: a flood is sealed in pieces, each of which takes far less than a second.
 const MOST: i64 = 10_000;
-
-/// A message as it is sealed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) at: i64,
-    pub(super) n: i64,
-    pub(super) utc_offset: i64,
-    pub(super) clock: i64,
-    pub(super) received_at: i64,
-    pub(super) layout: i64,
-    pub(super) remark: Option<i64>,
-    pub(super) values: Vec<i64>,
-}
 
 /// The columns of `message` that [`Message::read`] reads.
 pub(super) const COLUMNS: &str = r#"at, n, utc_offset, clock, received_at, layout, remark, "values""#;

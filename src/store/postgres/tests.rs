@@ -1,0 +1,398 @@
+//! What is told of PostgreSQL alone; the rest is in `store::story`.
+
+use std::{
+    future::{Future as _, poll_fn},
+    path::Path,
+    pin::pin,
+    process::Command,
+    task::Poll,
+};
+
+use sqlx::Executor as _;
+
+use super::{server::GUARDED, *};
+use crate::{
+    config::{Config, StoreUrl},
+    delivery::{Epoch, Tally},
+    moment::Moment,
+    payload::Message,
+    store::{
+        Counts, Reader as _,
+        story::{START, batch, counts, message, refused},
+    },
+};
+
+fn url(text: &str) -> PostgresUrl {
+    match StoreUrl::parse(text).unwrap() {
+        StoreUrl::Postgres(url) => url,
+        StoreUrl::Sqlite(_) => panic!("{text}"),
+    }
+}
+
+/// A new database of the server that all tests share.
+fn database() -> (String, PostgresUrl) {
+    let server = server::Postgres::shared();
+    let name = server.database();
+    let url = url(&server.url(&name));
+    (name, url)
+}
+
+fn sql(database: &str, sql: &str) -> Vec<String> {
+    server::Postgres::shared().sql(database, sql)
+}
+
+/// What opening says is wrong, for a writer and for a reader.
+async fn complaints(url: &PostgresUrl) -> [String; 2] {
+    let writer = Postgres::open(url).await.unwrap_err();
+    let reader = Reader::open(url).await.unwrap_err();
+    assert!(writer.needs_reopening() || matches!(writer, StoreError::Database { trouble: Trouble::Rights, .. }));
+    [writer.to_string(), reader.to_string()]
+}
+
+impl Postgres {
+    async fn setting(&mut self, name: &str) -> String {
+        query_scalar("SELECT current_setting($1)").bind(name).fetch_one(&mut self.connection).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_database_is_made_as_the_promise_needs_it() {
+    let (name, url) = database();
+    sql("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    sql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"));
+    let store = Postgres::open(&url).await.unwrap();
+    let (generation, started) = (store.generation().to_owned(), store.started().to_owned());
+    for bits in [&generation, &started] {
+        assert!(Epoch::from_text(bits).is_some());
+    }
+    assert!(store.is_shared() && store.size().bytes > 1_000_000);
+    Box::new(store).close().await.unwrap();
+    // On a task of its own, as the daemon does: all these futures must be Send.
+    let reopened = url.clone();
+    let task = tokio::spawn(async move {
+        let mut store = Postgres::open(&reopened).await.unwrap();
+        store.commit(&batch([message(1, 0, "1")])).await.unwrap();
+        store.keep_up(Duration::MAX).await.unwrap();
+        store.epochs("gw-1").await.unwrap();
+        Reader::open(&reopened).await.unwrap().readings(None).await.unwrap();
+        store
+    });
+    let mut store = task.await.unwrap();
+    assert_eq!(store.setting("synchronous_commit").await, "on");
+    assert_eq!(store.generation(), generation);
+    assert_ne!(store.started(), started);
+    sql(&name, "DELETE FROM store");
+    assert_ne!(Postgres::open(&url).await.unwrap().generation(), generation);
+    // A standby that must have it, too, is waited for as before.
+    sql("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = remote_apply"));
+    assert_eq!(Postgres::open(&url).await.unwrap().setting("synchronous_commit").await, "remote_apply");
+}
+
+#[tokio::test]
+async fn stores_that_start_at_once_make_the_tables_once_and_share_their_start() {
+    let (name, url) = database();
+    let starts = (0..8).map(|_| {
+        let url = url.clone();
+        tokio::spawn(async move { Postgres::open(&url).await.unwrap() })
+    });
+    let mut stores = Vec::new();
+    for start in starts.collect::<Vec<_>>() {
+        stores.push(start.await.unwrap());
+    }
+    assert_eq!(sql(&name, "SELECT count(*) FROM store"), ["1"]);
+    let last = sql(&name, "SELECT started FROM store");
+    for (seq, store) in (1..).zip(&mut stores) {
+        assert_eq!(store.generation(), sql(&name, "SELECT generation FROM store")[0]);
+        let committed = store.commit(&batch([message(seq, seq.cast_signed(), "1")])).await.unwrap();
+        assert_eq!(committed.acks[0].1[0].through, seq);
+        assert_eq!([store.started()], last[..]);
+    }
+    let mut newest = Postgres::open(&url).await.unwrap();
+    stores[0].epochs("gw-1").await.unwrap();
+    assert_eq!(stores[0].started(), newest.started());
+    assert_eq!(newest.gateways().await.unwrap(), ["gw-1"]);
+}
+
+/// Ten gateways hear the same three meters, and say what they hear to any of four stores; each message goes to two of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_that_write_the_same_rows_at_once_neither_lose_nor_double() {
+    let (name, url) = database();
+    let said = |number: u64| -> Message {
+        let (gateway, seq) = (number % 10, number / 10 + 1);
+        // Three gateways each hear the same.
+        let mut message = message(seq, seq.cast_signed() * 60, &format!("{seq}.000"));
+        message.envelope.gateway = format!("gw-{gateway}");
+        message.report.meter = format!("E{}", gateway % 3);
+        message.report.info = vec![("text".into(), format!("{}", seq % 7).into())];
+        message
+    };
+    let writers = (0..4u64).map(|writer| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            let mut store = Postgres::open(&url).await.unwrap();
+            let mut sum = [0; 4];
+            for chunk in 0..20 {
+                // In another order in each store.
+                let mut numbers: Vec<u64> = (chunk * 100..chunk * 100 + 100).collect();
+                numbers.retain(|number| number % 4 == writer || (number + 1) % 4 == writer);
+                if writer % 2 == 1 {
+                    numbers.reverse();
+                }
+                let committed = store.commit(&batch(numbers.into_iter().map(said))).await.unwrap();
+                for (sum, count) in sum.iter_mut().zip(counts(&committed)) {
+                    *sum += count;
+                }
+            }
+            sum
+        })
+    });
+    let mut sum = [0; 4];
+    for writer in writers.collect::<Vec<_>>() {
+        for (sum, count) in sum.iter_mut().zip(writer.await.unwrap()) {
+            *sum += count;
+        }
+    }
+    // 2,000 messages, each given twice; 600 different readings among them.
+    assert_eq!(sum, [600, 1400, 2000, 0]);
+    let mut reader = Reader::open(&url).await.unwrap();
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 3, messages: 600, refused: 0 });
+    assert_eq!(sql(&name, "SELECT sum(messages) - (SELECT count(*) FROM message) FROM meter"), ["0"]);
+    let mut store = Postgres::open(&url).await.unwrap();
+    let mut tally = Tally::default();
+    for gateway in store.gateways().await.unwrap() {
+        let epochs = store.epochs(&gateway).await.unwrap();
+        assert_eq!((epochs.len(), epochs[0].through), (1, 200));
+        tally.stored += epochs[0].tally.stored;
+        tally.repeated += epochs[0].tally.repeated;
+    }
+    assert_eq!(tally, Tally { stored: 600, repeated: 1400, refused: 0 });
+}
+
+#[tokio::test]
+async fn a_batch_is_written_whole_or_not_at_all() {
+    let (name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    let messages = (1..=300).map(|seq| message(seq, 900 * seq.cast_signed(), "1.000"));
+    let batch = [batch(messages), vec![refused(None, b"x")]].concat();
+    let mut reader = Reader::open(&url).await.unwrap();
+    let nothing = Counts { meters: 0, messages: 0, refused: 0 };
+
+    sql(&name, "ALTER TABLE refused ADD CHECK (octet_length(payload) > 1)");
+    assert!(!store.commit(&batch).await.unwrap_err().may_pass());
+    assert_eq!(reader.counts().await.unwrap(), nothing);
+    sql(&name, "ALTER TABLE refused DROP CONSTRAINT refused_payload_check");
+
+    // Calls that are dropped half-way leave nothing that is in the way of the next.
+    let mut dropped = 0;
+    for polls in 1..40 {
+        {
+            let mut call = pin!(store.commit(&batch[..300]));
+            for _ in 0..polls {
+                if poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_ready())).await {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        dropped += usize::from(store.unfinished);
+        assert!(!store.keep_up(Duration::MAX).await.unwrap());
+    }
+    assert!(dropped > 2, "{dropped}");
+    let committed = store.commit(&batch).await.unwrap();
+    assert_eq!(committed.stored + committed.again, 300);
+    assert_eq!(committed.acks[0].1[0].tally, Tally { stored: 300, repeated: 0, refused: 0 });
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 300, refused: 1 });
+}
+
+#[tokio::test]
+async fn what_another_store_holds_is_waited_for_and_a_circle_is_broken() {
+    let (_name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    let of = |gateway: &str| {
+        let mut message = message(1, 0, "1");
+        (message.envelope.gateway, message.report.meter) = (gateway.into(), gateway.into());
+        message
+    };
+    store.commit(&batch([of("a"), of("b")])).await.unwrap();
+    let more = move |seq: u64| {
+        let next = |mut message: Message| {
+            message.envelope.seq = seq;
+            message.report.measured_at = Moment::from_millis(START + 1000 * seq.cast_signed(), 0);
+            message
+        };
+        batch([next(of("a")), next(of("b"))])
+    };
+    // Somebody who takes them in the other order: the server ends one of the two.
+    let mut other = connect(&url).await.unwrap();
+    other
+        .execute("SET deadlock_timeout = '10s'; BEGIN; UPDATE ledger SET touched = 9 WHERE gateway = 'b'")
+        .await
+        .unwrap();
+    let committing = tokio::spawn(async move { store.commit(&more(2)).await.map(|committed| (committed, store)) });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let circle = other.execute("UPDATE ledger SET touched = 9 WHERE gateway = 'a'").await;
+    let _ = other.execute("ROLLBACK").await;
+    circle.unwrap();
+    let (committed, _store) = committing.await.unwrap().unwrap();
+    assert_eq!(counts(&committed), [2, 0, 0, 0]);
+}
+
+/// A server with the users of deploy/postgres.sql.
+fn deployed() -> server::Postgres {
+    let server = server::Postgres::start();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/postgres.sql");
+    server.run_script(&script);
+    server
+}
+
+#[tokio::test]
+async fn whoever_may_not_make_tables_writes_where_they_are_and_a_reader_only_reads() {
+    let server = deployed();
+    let of = |user: &str| url(&server.url("meterkast").replace("postgres@", &format!("{user}@")));
+    // Before the tables are there.
+    let [writer, reader] = complaints(&of("meterkast_writer")).await;
+    assert!(
+        writer.contains("the user lacks rights; deploy/postgres.sql has what a writer and a reader need: "),
+        "{writer}"
+    );
+    assert!(reader.contains("there are no tables here yet; check `store.url`, or start the daemon"), "{reader}");
+    drop(Postgres::open(&of("meterkast")).await.unwrap());
+    let mut store = Postgres::open(&of("meterkast_writer")).await.unwrap();
+    let first = [batch([message(1, 0, "1")]), vec![refused(None, b"x")]].concat();
+    assert_eq!(store.commit(&first).await.unwrap().stored, 1);
+    assert!(!store.keep_up(Duration::ZERO).await.unwrap());
+    let mut reader = Reader::open(&of("meterkast_reader")).await.unwrap();
+    assert_eq!(reader.readings(None).await.unwrap()[0].0, message(1, 0, "1").report);
+    assert_eq!(
+        server.sql("meterkast", "SET ROLE meterkast_reader; SELECT value FROM reading WHERE unit = 'kWh'"),
+        ["1"]
+    );
+    let error = Postgres::open(&of("meterkast_reader")).await.unwrap_err().to_string();
+    assert!(error.contains("the user lacks rights"), "{error}");
+    // Nor may others look.
+    server.sql("postgres", "CREATE ROLE stranger LOGIN");
+    let [_, error] = complaints(&of("stranger")).await;
+    assert!(error.contains("the user lacks rights"), "{error}");
+}
+
+#[tokio::test]
+async fn errors_say_what_is_wrong_and_what_helps() {
+    let (name, here) = database();
+    let server = server::Postgres::shared();
+    let place = format!("postgres://postgres@127.0.0.1:{}/{name}", server.port);
+    drop(Postgres::open(&here).await.unwrap());
+    sql(&name, "INSERT INTO _sqlx_migrations SELECT 9999, '', now(), true, '', 0");
+    for error in complaints(&here).await {
+        assert_eq!(error, format!("{place}: written by a newer meterkast (tables of version 9999); upgrade this one"));
+    }
+    sql(&name, "DELETE FROM _sqlx_migrations WHERE version = 9999");
+    sql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
+    let error = Postgres::open(&here).await.unwrap_err().to_string();
+    assert!(error.contains("the server is read-only: a replica, or default_transaction_read_only is on"), "{error}");
+    assert!(Reader::open(&here).await.is_ok());
+
+    let other = |part: &str, with: &str| url(&here.secret().replace(part, with));
+    for error in complaints(&other(&name, "nowhere")).await {
+        assert!(error.contains("nowhere: the server has no such database; create it"), "{error}");
+    }
+    let closed = server::Postgres::start();
+    let (port, free) = (server.port.to_string(), closed.port.to_string());
+    drop(closed);
+    for error in complaints(&other(&port, &free)).await {
+        assert!(error.contains("the server cannot be reached; is it running, and does `store.url` name"), "{error}");
+    }
+    for error in complaints(&url(&format!("{}?sslmode=require", here.secret()))).await {
+        assert!(error.contains("no secure connection; look at `sslmode`"), "{error}");
+    }
+    sql("postgres", &format!("CREATE DATABASE {name}_ascii ENCODING 'SQL_ASCII' TEMPLATE template0"));
+    let error = Postgres::open(&other(&name, &format!("{name}_ascii"))).await.unwrap_err().to_string();
+    assert!(error.contains("does not keep texts as UTF8; create another one with ENCODING 'UTF8'"), "{error}");
+    assert!(check_version(150_000, "15.0", &place).is_ok() && check_version(200_001, "20.1", &place).is_ok());
+    let error = check_version(140_011, "14.11", &place).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("{place}: the server is too old: PostgreSQL 15 or newer is needed; upgrade it: this one is 14.11")
+    );
+}
+
+#[tokio::test]
+async fn a_password_comes_from_a_file_or_the_url_and_is_never_shown() {
+    let (name, here) = database();
+    let (user, password) = GUARDED;
+    let known = sql("postgres", &format!("SELECT count(*) FROM pg_roles WHERE rolname = '{user}'"));
+    assert_eq!(known, ["0"], "one test makes this user");
+    sql("postgres", &format!("CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, format!("{password}\r\n")).unwrap();
+    let text = here.secret().replace("postgres@", &format!("{user}@"));
+    let with_file = |file: &Path| {
+        let config = format!("[store]\nurl = \"{text}\"\npassword-file = \"{}\"\n", file.display());
+        match Config::parse(&config, "").unwrap().store.unwrap().url {
+            StoreUrl::Postgres(url) => url,
+            StoreUrl::Sqlite(_) => panic!(),
+        }
+    };
+    let store = Postgres::open(&with_file(&file)).await.unwrap();
+    assert!(!format!("{store:?}").contains("word"), "{store:?}");
+    // As it must be written in a URL.
+    let encoded: String = password.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let with_password = |password: &str| url(&text.replace("guarded@", &format!("{user}:{password}@")));
+    let reader = Reader::open(&with_password(&encoded)).await.unwrap();
+    for shown in [format!("{reader:?}"), format!("{:?} {}", with_password(&encoded), with_password(&encoded))] {
+        assert!(shown.contains(&name) && !shown.contains("%70") && !shown.contains("word"), "{shown}");
+    }
+    fs::write(&file, "hunter2\n").unwrap();
+    for wrong in [with_file(&file), with_password("hunter2")] {
+        let error = Postgres::open(&wrong).await.unwrap_err();
+        assert!(
+            error.to_string().contains("the server refuses the user or its password; check `store.url`"),
+            "{error}"
+        );
+        let shown = format!("{error} {error:?} {wrong:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let [error, _] = complaints(&with_file(&folder.path().join("none"))).await;
+    assert!(
+        error.contains("[store] password-file cannot be read; let the daemon's user read it") && error.contains("none"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_is_as_secure_as_the_url_asks() {
+    let mut server = server::Postgres::start();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    for name in ["server", "other"] {
+        let (key, certificate) = (at(&format!("{name}.key")), at(&format!("{name}.crt")));
+        let form = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"];
+        openssl(
+            &[&form[..], &["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate]].concat(),
+        );
+    }
+    server.stop();
+    server.take(&folder.path().join("server.key"), "server.key");
+    server.take(&folder.path().join("server.crt"), "server.crt");
+    server.begin_with(&["ssl=on"]);
+    let here = server.url(&server.database());
+    let with = |parameters: &str| url(&format!("{here}?{parameters}"));
+    let mut store =
+        Postgres::open(&with(&format!("sslmode=verify-full&sslrootcert={}", at("server.crt")))).await.unwrap();
+    let ssl = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert!(query_scalar::<_, bool>(ssl).fetch_one(&mut store.connection).await.unwrap());
+    let mut store = Postgres::open(&with("sslmode=disable")).await.unwrap();
+    assert!(!query_scalar::<_, bool>(ssl).fetch_one(&mut store.connection).await.unwrap());
+    for wrong in [with(&format!("sslmode=verify-full&sslrootcert={}", at("other.crt"))), with("sslmode=verify-full")] {
+        for error in complaints(&wrong).await {
+            assert!(
+                error.contains("no secure connection; look at `sslmode` and `sslrootcert` in `store.url`"),
+                "{error}"
+            );
+        }
+    }
+}
