@@ -1,6 +1,10 @@
 //! `usage`: what was used in each period, from the database, whether the daemon runs or not.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    io::{self, BufWriter, StdoutLock},
+    path::PathBuf,
+};
 
 use clap::ValueEnum;
 use jiff::{
@@ -9,7 +13,12 @@ use jiff::{
     tz::TimeZone,
 };
 
-use super::{Failure, Outcome, Output, readings::url_of};
+use super::{
+    Failure, Outcome, Output, RowFormat,
+    csv::{Cell, Rows},
+    quiet_if_closed,
+    readings::url_of,
+};
 use crate::{
     config::StoreUrl,
     consumption::{By, Consumption, Curve, Period},
@@ -52,8 +61,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "YEARS", default_value_t = 0, value_parser = clap::value_parser!(i16).range(0..=50))]
     compare: i16,
     /// How to print it
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = RowFormat::Table)]
+    format: RowFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,16 +74,6 @@ enum Length {
     Day,
     Hour,
     Quarter,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Aligned columns, for people
-    Table,
-    /// A JSON object a line, for programs
-    Json,
-    /// Comma-separated values with a line of names, for spreadsheets
-    Csv,
 }
 
 pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
@@ -116,21 +115,17 @@ pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
     let asked = |counter: &Counter| arguments.register.iter().any(|name| name == counter.register.as_str());
     counters.retain(|counter| arguments.register.is_empty() || asked(counter));
 
-    let mut output = Output::new();
-    let printer = Printer::new(arguments.format, &question, &counters);
-    if let Some(head) = printer.head() {
-        output.line(&head)?;
-    }
+    let mut printer = Printer::new(arguments.format, &question, &counters)?;
     let mut any = false;
     for counter in &counters {
         let curve = counter.curve(reader.as_mut(), &question).await.map_err(Failure::world)?;
         let Some(span) = curve.span() else { continue };
         for (period, used) in curve.over(question.periods(span)) {
-            output.line(&printer.line(counter, &curve, &period, &used))?;
+            printer.print(counter, &curve, &period, &used)?;
             any = true;
         }
     }
-    output.finish()?;
+    printer.finish()?;
     if !any {
         eprintln!("nothing was counted in {url} in that time");
     }
@@ -156,19 +151,38 @@ fn zone(name: Option<&str>) -> Result<TimeZone, Failure> {
     }
 }
 
-/// Lines of one form. Widths are known before anything was counted, so that lines need not be held back.
+/// Prints in one form. Widths are known before anything was counted, so that lines need not be held back.
 struct Printer<'q> {
-    format: Format,
+    to: Sink,
     question: &'q Question,
     /// Of meter, medium, register, period, value and unit.
     widths: [usize; 6],
+}
+
+enum Sink {
+    Table(Output),
+    Json(Output),
+    Csv(Box<Rows<BufWriter<StdoutLock<'static>>>>),
 }
 
 /// Most values are shorter; a longer one moves what is behind it.
 const VALUE: usize = 12;
 
 impl<'q> Printer<'q> {
-    fn new(format: Format, question: &'q Question, counters: &[Counter]) -> Self {
+    fn new(format: RowFormat, question: &'q Question, counters: &[Counter]) -> Result<Self, Failure> {
+        let years = 1..=question.years;
+        let to = match format {
+            RowFormat::Table => Sink::Table(Output::new()),
+            RowFormat::Json => Sink::Json(Output::new()),
+            RowFormat::Csv => {
+                let earlier: Vec<String> =
+                    years.clone().flat_map(|years| [format!("value_{years}y"), format!("method_{years}y")]).collect();
+                let mut heads =
+                    vec!["meter", "medium", "register", "period", "from", "to", "value", "unit", "estimated", "method"];
+                heads.extend(earlier.iter().map(String::as_str));
+                Sink::Csv(Box::new(Rows::new(BufWriter::new(io::stdout().lock()), &heads).map_err(quiet_if_closed)?))
+            }
+        };
         let widest = |name: &dyn Fn(&Counter) -> usize, least: usize| counters.iter().map(name).fold(least, usize::max);
         let period = match question.by {
             By::Total | By::Year | By::Month => 7,
@@ -183,73 +197,39 @@ impl<'q> Printer<'q> {
             VALUE,
             widest(&|counter| counter.unit.as_str().len(), 4),
         ];
-        Self { format, question, widths }
+        let mut printer = Self { to, question, widths };
+        if let Sink::Table(_) = printer.to {
+            let heads = ["METER", "MEDIUM", "REGISTER", "PERIOD", "VALUE", "UNIT"].map(str::to_owned);
+            printer.row(heads, years.map(|years| format!("{years}Y BEFORE")), "ESTIMATED")?;
+        }
+        Ok(printer)
     }
 
-    fn head(&self) -> Option<String> {
-        let years = 1..=self.question.years;
-        match self.format {
-            Format::Table => {
-                let earlier = years.map(|years| format!("{years}Y BEFORE")).collect();
-                Some(self.row(
-                    ["METER", "MEDIUM", "REGISTER", "PERIOD", "VALUE", "UNIT"].map(str::to_owned),
-                    earlier,
-                    "ESTIMATED",
-                ))
-            }
-            Format::Json => None,
-            Format::Csv => {
-                let mut head = "meter,medium,register,period,from,to,value,unit,estimated,method".to_owned();
-                for years in years {
-                    let _ = write!(head, ",value_{years}y,method_{years}y");
-                }
-                Some(head)
-            }
-        }
-    }
-
-    fn row(&self, cells: [String; 6], earlier: Vec<String>, remark: &str) -> String {
-        let mut line = String::new();
-        for (index, (cell, width)) in cells.iter().zip(self.widths).enumerate() {
-            let _ = if index == 4 { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
-        }
-        for cell in earlier {
-            let _ = write!(line, "{cell:>VALUE$}  ");
-        }
-        line.push_str(remark);
-        line.trim_end().to_owned()
-    }
-
-    fn line(&self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> String {
+    fn print(&mut self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> Result<(), Failure> {
+        let (medium, register, unit) = (counter.meter.medium.name(), &counter.register, &counter.unit);
         let earlier = self.question.earlier(period).map(|earlier| {
             let earlier = earlier?;
             Some((earlier, curve.between(earlier.from, earlier.to)?))
         });
-        match self.format {
-            Format::Table => {
-                let cells = [
-                    escape(counter.meter.name.as_bytes()),
-                    counter.meter.medium.name().to_owned(),
-                    counter.register.to_string(),
-                    period.to_string(),
-                    used.value.to_string(),
-                    counter.unit.to_string(),
-                ];
+        match &mut self.to {
+            Sink::Table(_) => {
+                let meter = escape(counter.meter.name.as_bytes());
+                let (register, label, unit) = (register.to_string(), period.to_string(), unit.to_string());
+                let cells = [meter, medium.to_owned(), register, label, used.value.to_string(), unit];
                 let earlier = earlier.map(|earlier| earlier.map_or("-".to_owned(), |(_, used)| used.value.to_string()));
                 let mut remarks = Vec::new();
                 remarks.extend((used.from > period.from).then(|| format!("since {}", self.local(used.from))));
                 remarks.extend((used.to < period.to).then(|| format!("until {}", self.local(used.to))));
                 remarks.extend((!used.estimated.is_empty()).then(|| used.estimated.to_string()));
-                self.row(cells, earlier.collect(), &remarks.join(", "))
+                self.row(cells, earlier, &remarks.join(", "))
             }
-            Format::Json => {
+            Sink::Json(_) => {
                 let mut json = String::from("{\"meter\":");
                 payload::string(&mut json, &counter.meter.name);
-                let (medium, register) = (counter.meter.medium.name(), &counter.register);
                 let _ = write!(json, ",\"medium\":\"{medium}\",\"register\":\"{register}\",");
                 self.used(&mut json, period, used);
                 json.push_str(",\"unit\":");
-                payload::string(&mut json, counter.unit.as_str());
+                payload::string(&mut json, unit.as_str());
                 if self.question.years > 0 {
                     json.push_str(",\"earlier\":[");
                     for (index, earlier) in earlier.enumerate() {
@@ -266,24 +246,56 @@ impl<'q> Printer<'q> {
                     json.push(']');
                 }
                 json.push('}');
-                json
+                self.line(&json)
             }
-            Format::Csv => {
-                let mut line = quoted(&escape(counter.meter.name.as_bytes()));
-                let (medium, register) = (counter.meter.medium.name(), &counter.register);
-                let (from, to, unit) =
-                    (self.local(used.from), self.local(used.to), quoted(&escape(counter.unit.as_str().as_bytes())));
-                let (value, methods) = (used.value, used.estimated);
-                let estimated = !methods.is_empty();
-                let _ = write!(line, ",{medium},{register},{period},{from},{to},{value},{unit},{estimated},{methods}");
-                for earlier in earlier {
-                    let _ = match earlier {
-                        Some((_, used)) => write!(line, ",{},{}", used.value, used.estimated),
-                        None => write!(line, ",,"),
-                    };
+            Sink::Csv(rows) => {
+                let estimated = !used.estimated.is_empty();
+                let earlier: Vec<_> = earlier.map(|earlier| earlier.map(|(_, used)| used)).collect();
+                let mut cells = vec![
+                    Cell::Text(&counter.meter.name),
+                    Cell::Plain(&medium),
+                    Cell::Plain(register),
+                    Cell::Plain(period),
+                    Cell::Time(used.from),
+                    Cell::Time(used.to),
+                    Cell::Plain(&used.value),
+                    Cell::Text(unit.as_str()),
+                    Cell::Plain(&estimated),
+                    Cell::Plain(&used.estimated),
+                ];
+                for used in &earlier {
+                    cells.push(Cell::of(used.as_ref().map(|used| &used.value)));
+                    cells.push(Cell::of(used.as_ref().map(|used| &used.estimated)));
                 }
-                line
+                rows.row(&cells).map_err(quiet_if_closed)
             }
+        }
+    }
+
+    /// A row of the table.
+    fn row(&mut self, cells: [String; 6], earlier: impl Iterator<Item = String>, remark: &str) -> Result<(), Failure> {
+        let mut line = String::new();
+        for (index, (cell, width)) in cells.iter().zip(self.widths).enumerate() {
+            let _ = if index == 4 { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
+        }
+        for cell in earlier {
+            let _ = write!(line, "{cell:>VALUE$}  ");
+        }
+        line.push_str(remark);
+        self.line(line.trim_end())
+    }
+
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        match &mut self.to {
+            Sink::Table(output) | Sink::Json(output) => output.line(line),
+            Sink::Csv(_) => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        match self.to {
+            Sink::Table(output) | Sink::Json(output) => output.finish(),
+            Sink::Csv(rows) => rows.finish().map_err(quiet_if_closed),
         }
     }
 
@@ -300,11 +312,4 @@ impl<'q> Printer<'q> {
         let offset = self.question.zone.to_offset(at).seconds().div_euclid(60);
         Moment::from_millis(at.as_millisecond(), offset).unwrap_or(Moment::utc(at))
     }
-}
-
-/// As a cell: in quotes where it has what ends one, and never a formula of a spreadsheet.
-fn quoted(text: &str) -> String {
-    let formula = text.starts_with(['=', '+', '-', '@']);
-    let text = if formula { format!("'{text}") } else { text.to_owned() };
-    if text.contains([',', '"', '\'']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
