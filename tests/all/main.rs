@@ -36,5 +36,6 @@ mod samples;
 mod service;
 mod simulate;
 mod store_faults;
+mod usage;
 mod way;
 mod workbench;
