@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tokio_serial::SerialStream;
 
 use super::{
     Failure, Folder, Format, Outcome, asked_to_end,
     history::{self, Back, Filling, Messages},
-    readings, simulate, terminal,
+    readings, simulate, terminal, usage,
 };
 use crate::{
     config::{Address, Config, StoreUrl},
@@ -48,6 +48,11 @@ const METERS: [(&str, slave::CountsIn); 3] = [
     ("SIM-20000002-01-0C", slave::CountsIn::KWh),
     ("SIM-30000003-01-06", slave::CountsIn::GJ),
 ];
+
+/// As the configuration has it.
+const GATEWAY: &str = "demo";
+/// Where the household lives.
+const ZONE: &str = "Europe/Amsterdam";
 
 const CONFIG: &str = r#"
 [gateway]
@@ -127,8 +132,24 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let summary = daemon.stop().await;
     eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
     let registers = readings::print(&url, None, arguments.format).await?;
+    if arguments.history.is_some() {
+        usage::by_month(&url, ZONE, arguments.format == Format::Table).await?;
+    }
+    if arguments.data.is_some() {
+        tell_commands(&url, &household);
+    }
     let well = registers > 0 && summary.acknowledged == summary.messages;
     Ok(if well { Outcome::Well } else { Outcome::Partly })
+}
+
+/// What can be asked of a database that stays.
+fn tell_commands(url: &StoreUrl, household: &Household) {
+    let meter = household.books().first().map(|book| book.meter.name(GATEWAY, "p1")).unwrap_or_default();
+    let yesterday = household.moment().shifted(SignedDuration::from_hours(-24)).unwrap_or(household.moment());
+    eprintln!("The database stays. To paste:");
+    eprintln!("  meterkast usage --store {url} --by day --zone {ZONE}");
+    eprintln!("  meterkast readings --store {url} --at {yesterday}");
+    eprintln!("  meterkast export --store {url} --meter {meter} --from {yesterday}");
 }
 
 /// The household: one with a little of everything, and a bus.
@@ -167,7 +188,7 @@ async fn live_until_now(
     tape.set_pace(fine, FINE_S, u32::try_from(readouts).unwrap_or(FINE_S));
     let progress = history::progress_bar(tape.progress().1);
     let mut filling = Filling::open(store).await?;
-    let mut messages = filling.write(Messages::new(tape, &description, "demo"), &progress).await?;
+    let mut messages = filling.write(Messages::new(tape, &description, GATEWAY), &progress).await?;
     filling.keep_up().await?;
     progress.finish_and_clear();
     // That took a while.
@@ -235,6 +256,7 @@ mod tests {
         let folder = Folder::new(None).unwrap();
         let config = config("/dev/pts/7", "/dev/pts/8", &folder, &folder.path.join("x.db"));
         assert_eq!(config.p1[0].port, Address::Path("/dev/pts/7".into()));
+        assert_eq!(config.gateway.id.unwrap().as_str(), GATEWAY);
         assert_eq!(config.mbus[0].port, Address::Path("/dev/pts/8".into()));
         let bus = Bus::of(&description(1), Moment::utc(Timestamp::now())).unwrap().unwrap();
         assert_eq!(bus.slaves().len(), config.mbus[0].meters.len());
@@ -270,7 +292,7 @@ mod tests {
             assert!(now.millis() - at.last().unwrap() <= often + 5000, "{}: {at:?}", meter.name);
             // The meters live on where they were.
             let last = messages.last().unwrap();
-            let counts: Vec<_> = match books.iter().find(|book| book.meter.name("demo", "p1") == meter.name) {
+            let counts: Vec<_> = match books.iter().find(|book| book.meter.name(GATEWAY, "p1") == meter.name) {
                 Some(book) => book.readings.iter().map(|now| (now.register.clone(), now.value)).collect(),
                 None => {
                     let slaves = bus.as_ref().unwrap().slaves();
