@@ -790,16 +790,24 @@ fn explain(message: &str) -> String {
 }
 
 fn with_nearest(what: &str, word: &str, known: &[&str]) -> String {
-    // One measure likes common beginnings, the other swapped letters.
-    let likeness =
-        |name: &str| strsim::jaro_winkler(word, name).max(strsim::normalized_damerau_levenshtein(word, name) + 0.1);
-    let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match nearest {
-        Some(nearest) if likeness(nearest) > 0.7 => {
+    match nearest_first(word, known).first() {
+        Some(nearest) if likeness(word, nearest) > 0.7 => {
             format!("{what}: did you mean `{nearest}`? Known here: {}", known.join(", "))
         }
         _ => format!("{what}. Known here: {}", known.join(", ")),
     }
+}
+
+/// Known names, those first that somebody may have meant by a word.
+pub(crate) fn nearest_first<'k>(word: &str, known: &[&'k str]) -> Vec<&'k str> {
+    let mut known = known.to_vec();
+    known.sort_by(|a, b| likeness(word, b).total_cmp(&likeness(word, a)));
+    known
+}
+
+/// One measure likes common beginnings, the other swapped letters.
+fn likeness(word: &str, name: &str) -> f64 {
+    strsim::jaro_winkler(word, name).max(strsim::normalized_damerau_levenshtein(word, name) + 0.1)
 }
 
 #[cfg(test)]

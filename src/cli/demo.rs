@@ -12,7 +12,7 @@ use tokio::{io::AsyncWriteExt, time::Instant};
 use tokio_serial::SerialStream;
 
 use super::{
-    Failure, Folder, Format, Outcome, asked_to_end,
+    Failure, Folder, Outcome, RowFormat, asked_to_end,
     history::{self, Back, Filling, Messages},
     readings, simulate, terminal, usage,
 };
@@ -38,8 +38,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// How to print the registers at the end
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = RowFormat::Table)]
+    format: RowFormat,
 }
 
 /// The meters on the bus: heat in GJ and in kWh, and hot water, of a manufacturer that nobody is.
@@ -138,6 +138,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     if arguments.data.is_some() {
         tell_commands(&url, &household);
     }
+    let registers = readings::print(&url, arguments.format).await?;
     let well = registers > 0 && summary.acknowledged == summary.messages;
     Ok(if well { Outcome::Well } else { Outcome::Partly })
 }

@@ -12,6 +12,7 @@ mod dump;
 mod history;
 mod input;
 mod mbus;
+mod place;
 mod readings;
 mod record;
 mod redact;

@@ -26,6 +26,11 @@ impl Table {
 
     /// Lines without trailing blanks. Column `right` is aligned to the right.
     pub(super) fn lines(&self, right: usize) -> Vec<String> {
+        self.lines_aligned(&[right])
+    }
+
+    /// Lines without trailing blanks. The columns `right` are aligned to the right.
+    pub(super) fn lines_aligned(&self, right: &[usize]) -> Vec<String> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width =
             |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -33,8 +38,11 @@ impl Table {
         let line = |row: &Vec<String>| {
             let mut line = String::new();
             for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let _ =
-                    if index == right { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
+                let _ = if right.contains(&index) {
+                    write!(line, "{cell:>width$}  ")
+                } else {
+                    write!(line, "{cell:<width$}  ")
+                };
             }
             line.trim_end().to_owned()
         };

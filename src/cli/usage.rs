@@ -5,6 +5,7 @@ use std::{
     io::{self, BufWriter, StdoutLock},
     path::PathBuf,
 };
+use std::fmt::Write as _;
 
 use clap::ValueEnum;
 use jiff::{
@@ -19,8 +20,8 @@ use super::{
     quiet_if_closed,
     readings::url_of,
 };
+use super::{Failure, Outcome, Output, RowFormat, csv, place::Place};
 use crate::{
-    config::StoreUrl,
     consumption::{By, Consumption, Curve, Period},
     moment::Moment,
     payload,
@@ -33,12 +34,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The configuration that names the store
-    #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
-    config: PathBuf,
-    /// The database, instead of a configuration: sqlite:///path
-    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
-    store: Option<StoreUrl>,
+    #[command(flatten)]
+    place: Place,
     /// How long the periods are
     #[arg(long, value_enum, default_value_t = Length::Day)]
     by: Length,
@@ -104,7 +101,7 @@ pub(super) async fn by_month(url: &StoreUrl, zone: &str, as_table: bool) -> Resu
 }
 
 pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
-    let url = url_of(arguments.store, &arguments.config)?;
+    let url = arguments.place.url()?;
     let zone = zone(arguments.zone.as_deref())?;
     let begin = |date: Date| {
         let midnight = zone.to_timestamp(date.to_datetime(Time::midnight()));
@@ -181,6 +178,7 @@ fn zone(name: Option<&str>) -> Result<TimeZone, Failure> {
 /// Prints in one form. Widths are known before anything was counted, so that lines need not be held back.
 struct Printer<'q> {
     to: Sink,
+    format: RowFormat,
     question: &'q Question,
     /// Of meter, medium, register, period, value and unit.
     widths: [usize; 6],
@@ -210,6 +208,7 @@ impl<'q> Printer<'q> {
                 Sink::Csv(Box::new(Rows::new(BufWriter::new(io::stdout().lock()), &heads).map_err(quiet_if_closed)?))
             }
         };
+    fn new(format: RowFormat, question: &'q Question, counters: &[Counter]) -> Self {
         let widest = |name: &dyn Fn(&Counter) -> usize, least: usize| counters.iter().map(name).fold(least, usize::max);
         let period = match question.by {
             By::Total | By::Year | By::Month => 7,
@@ -234,6 +233,41 @@ impl<'q> Printer<'q> {
 
     fn print(&mut self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> Result<(), Failure> {
         let (medium, register, unit) = (counter.meter.medium.name(), &counter.register, &counter.unit);
+    fn head(&self) -> Option<String> {
+        let years = 1..=self.question.years;
+        match self.format {
+            RowFormat::Table => {
+                let earlier = years.map(|years| format!("{years}Y BEFORE")).collect();
+                Some(self.row(
+                    ["METER", "MEDIUM", "REGISTER", "PERIOD", "VALUE", "UNIT"].map(str::to_owned),
+                    earlier,
+                    "ESTIMATED",
+                ))
+            }
+            RowFormat::Json => None,
+            RowFormat::Csv => {
+                let mut head = "meter,medium,register,period,from,to,value,unit,estimated,method".to_owned();
+                for years in years {
+                    let _ = write!(head, ",value_{years}y,method_{years}y");
+                }
+                Some(head)
+            }
+        }
+    }
+
+    fn row(&self, cells: [String; 6], earlier: Vec<String>, remark: &str) -> String {
+        let mut line = String::new();
+        for (index, (cell, width)) in cells.iter().zip(self.widths).enumerate() {
+            let _ = if index == 4 { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
+        }
+        for cell in earlier {
+            let _ = write!(line, "{cell:>VALUE$}  ");
+        }
+        line.push_str(remark);
+        line.trim_end().to_owned()
+    }
+
+    fn line(&self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> String {
         let earlier = self.question.earlier(period).map(|earlier| {
             let earlier = earlier?;
             Some((earlier, curve.between(earlier.from, earlier.to)?))
@@ -243,6 +277,16 @@ impl<'q> Printer<'q> {
                 let meter = escape(counter.meter.name.as_bytes());
                 let (register, label, unit) = (register.to_string(), period.to_string(), unit.to_string());
                 let cells = [meter, medium.to_owned(), register, label, used.value.to_string(), unit];
+        match self.format {
+            RowFormat::Table => {
+                let cells = [
+                    escape(counter.meter.name.as_bytes()),
+                    counter.meter.medium.name().to_owned(),
+                    counter.register.to_string(),
+                    period.to_string(),
+                    used.value.to_string(),
+                    counter.unit.to_string(),
+                ];
                 let earlier = earlier.map(|earlier| earlier.map_or("-".to_owned(), |(_, used)| used.value.to_string()));
                 let mut remarks = Vec::new();
                 remarks.extend((used.from > period.from).then(|| format!("since {}", self.local(used.from))));
@@ -251,6 +295,7 @@ impl<'q> Printer<'q> {
                 self.row(cells, earlier, &remarks.join(", "))
             }
             Sink::Json(_) => {
+            RowFormat::Json => {
                 let mut json = String::from("{\"meter\":");
                 payload::string(&mut json, &counter.meter.name);
                 let _ = write!(json, ",\"medium\":\"{medium}\",\"register\":\"{register}\",");
@@ -293,6 +338,18 @@ impl<'q> Printer<'q> {
                 for used in &earlier {
                     cells.push(Cell::of(used.as_ref().map(|used| &used.value)));
                     cells.push(Cell::of(used.as_ref().map(|used| &used.estimated)));
+            RowFormat::Csv => {
+                let mut line = csv::field(&counter.meter.name);
+                let (medium, register) = (counter.meter.medium.name(), &counter.register);
+                let (from, to, unit) = (self.local(used.from), self.local(used.to), csv::field(counter.unit.as_str()));
+                let (value, methods) = (used.value, used.estimated);
+                let estimated = !methods.is_empty();
+                let _ = write!(line, ",{medium},{register},{period},{from},{to},{value},{unit},{estimated},{methods}");
+                for earlier in earlier {
+                    let _ = match earlier {
+                        Some((_, used)) => write!(line, ",{},{}", used.value, used.estimated),
+                        None => write!(line, ",,"),
+                    };
                 }
                 rows.row(&cells).map_err(quiet_if_closed)
             }

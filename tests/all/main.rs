@@ -17,6 +17,7 @@ mod configs;
 mod corpus;
 mod differential;
 mod explain;
+mod exports;
 mod fixtures;
 mod gateway_faults;
 mod house;

@@ -1,0 +1,63 @@
+//! Which store a command asks, and which of its meters.
+
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::{
+    config::{self, Config, StoreUrl},
+    reading::escape,
+    store::Meter,
+};
+
+/// So many names are told where a meter is not there.
+const TOLD: usize = 20;
+
+/// Where the store is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// The configuration that names the store
+    #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
+    config: PathBuf,
+    /// The database, instead of a configuration: sqlite:///path
+    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
+    store: Option<StoreUrl>,
+}
+
+impl Place {
+    pub(super) fn url(self) -> Result<StoreUrl, Failure> {
+        if let Some(url) = self.store {
+            return Ok(url);
+        }
+        let config = Config::read(&self.config).map_err(Failure::usage)?;
+        let no_store = || {
+            let file = self.config.display();
+            Failure::usage(format!(
+                "{file}: has no [store]; the readings are where the store is, or name it with --store"
+            ))
+        };
+        Ok(config.store.ok_or_else(no_store)?.url)
+    }
+}
+
+/// The meters of these names, or all when none is named. A name that no meter has is wrong usage: the nearest are named.
+pub(super) fn chosen(meters: Vec<Meter>, names: &[String]) -> Result<Vec<Meter>, Failure> {
+    for name in names {
+        if !meters.iter().any(|meter| meter.name == *name) {
+            return Err(Failure::usage(unknown(name, &meters)));
+        }
+    }
+    Ok(meters.into_iter().filter(|meter| names.is_empty() || names.contains(&meter.name)).collect())
+}
+
+fn unknown(name: &str, meters: &[Meter]) -> String {
+    let known: Vec<&str> = meters.iter().map(|meter| meter.name.as_str()).collect();
+    let name = escape(name.as_bytes());
+    if known.is_empty() {
+        return format!("the store has no meter {name}, and no other either");
+    }
+    let nearest = config::nearest_first(&name, &known);
+    let told: Vec<String> = nearest.iter().take(TOLD).map(|known| escape(known.as_bytes())).collect();
+    let rest = nearest.len().saturating_sub(TOLD);
+    let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("the store has no meter {name}; it has {}{rest}", told.join(", "))
+}
