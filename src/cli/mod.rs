@@ -9,6 +9,7 @@ mod decode;
 mod demo;
 mod diff;
 mod dump;
+mod export;
 mod history;
 mod input;
 mod mbus;
@@ -68,6 +69,8 @@ enum Command {
     Readings(readings::Arguments),
     /// Print what was used in each year, month, day, hour or quarter-hour
     Usage(usage::Arguments),
+    /// Readings as a file for other programs: CSV, JSON lines or Parquet
+    Export(export::Arguments),
     /// Find the meters at a port, and print the configuration to paste
     Scan(scan::Arguments),
     /// One meter on an M-Bus: read it, give it an address or another baud rate
@@ -162,6 +165,7 @@ pub fn main() -> ExitCode {
             Command::Redact(arguments) => redact::redact(&arguments),
             Command::Readings(arguments) => readings::readings(arguments).await,
             Command::Usage(arguments) => usage::usage(arguments).await,
+            Command::Export(arguments) => export::export(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,
             Command::Mbus(command) => mbus::mbus(command).await,
             Command::Simulate(command) => simulate::simulate(command).await,

@@ -268,3 +268,168 @@ async fn what_a_meter_recorded_at_a_set_day_is_exact() {
     assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 1));
     assert!(ended.stderr.contains("K1 and 1 more meters: nothing was read at or before"), "{}", ended.stderr);
 }
+
+#[tokio::test]
+async fn names_that_no_meter_has_are_answered_with_those_that_are() {
+    let mut made = Made::new().await;
+    made.store([
+        report("E0043007052870318", 0, vec![reading("import_low", "1", "kWh")]),
+        report("=cmd()\u{1b}[2J", 0, vec![reading("import_low", "1", "kWh")]),
+    ])
+    .await;
+    let (folder, url) = made.close().await;
+    let out = folder.path("out.csv");
+    let out = out.to_str().unwrap();
+    for command in [&["readings"][..], &["export", "--out", out]] {
+        let ended = meterkast(&[command, &["--store", &url, "--meter", "E0043007052870381"]].concat(), b"");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{command:?}");
+        let said = "the store has no meter E0043007052870381; it has E0043007052870318, =cmd()\\x1b[2J\n";
+        assert_eq!(ended.stderr, format!("meterkast: {said}"));
+    }
+    assert!(!Path::new(out).exists());
+    // Hostile names reach neither a terminal nor a spreadsheet.
+    for command in [&["export"][..], &["readings", "--format", "csv"]] {
+        let ended = meterkast(&[command, &["--store", &url]].concat(), b"");
+        assert!(ended.stdout.contains("\n'=cmd()\\x1b[2J,electricity,import_low,"), "{}", ended.stdout);
+    }
+    for (arguments, said) in [
+        (&["export", "--store", &url, "--from", "2026-01-01"][..], "is not a date and time with an offset"),
+        (
+            &["export", "--store", &url, "--from", "2026-01-02T00:00:00Z", "--until", "2026-01-02T00:00:00Z"],
+            "--from is not before --until",
+        ),
+        (&["export", "--store", &url, "--out", "/nowhere/x.csv"], "--out /nowhere/x.csv: No such file"),
+        (&["export", "--store", &url, "--out", "/"], "--out /: is a directory"),
+        (&["export", "--store", "sqlite:///nowhere.db"], "there is no database here"),
+        (&["decode", "--format", "csv"], "invalid value 'csv'"),
+        (&["status", "--format", "csv"], "invalid value 'csv'"),
+    ] {
+        let ended = meterkast(arguments, b"");
+        assert!(ended.code != Some(0) && ended.stdout.is_empty(), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains(said), "{arguments:?}: {}", ended.stderr);
+    }
+    #[cfg(not(feature = "parquet"))]
+    {
+        let ended = meterkast(&["export", "--store", &url, "--format", "parquet"], b"");
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.stderr.contains("cargo build --release --features parquet"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn an_export_has_every_reading_once() {
+    let mut made = Made::new().await;
+    // Sealed hours, unsealed ones, two of one instant, and another meter between.
+    let telegrams = 9000;
+    for begin in (0..telegrams).step_by(1000) {
+        let telegram = |second: i64| {
+            let value = format!("{}.{:03}", second / 1000, second % 1000);
+            report("E1", second, vec![reading("import_low", &value, "kWh"), reading("power_import", "-0.5", "kW")])
+        };
+        made.store((begin..begin + 1000).map(telegram)).await;
+    }
+    made.store([
+        report("E1", 10, vec![reading("import_low", "77.777", "kWh")]),
+        report("K1", 20, vec![reading("energy", "1.5", "GJ"), set_day(1, "2025-12-31T23:59:00+01:00", "1.25")]),
+    ])
+    .await;
+    made.seal().await;
+    let (folder, url) = made.close().await;
+    let out = folder.path("out.csv");
+    let arguments = ["export", "--store", &url, "--out", out.to_str().unwrap()];
+    let ended = meterkast(&arguments, b"");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""));
+    assert_eq!(ended.stderr, format!("{}: {} readings\n", out.display(), 2 * telegrams + 3));
+    let text = fs::read_to_string(&out).unwrap();
+    let mut rows = text.lines();
+    let heads =
+        "meter,medium,register,measured_at,clock,value,unit,storage,tariff,subunit,function,at,suspect,received_at";
+    assert_eq!(rows.next(), Some(heads));
+    assert_eq!(rows.clone().count(), 2 * telegrams as usize + 3);
+    let (mut second, mut more) = (0, Vec::new());
+    for row in rows {
+        if row.starts_with("E1,electricity,import_low,") && !row.contains(",77.777,") {
+            let at = Moment::from_millis(START + second * 1000, 0).unwrap().instant();
+            let received = Moment::from_millis(START + second * 1000 + 123, 0).unwrap().instant();
+            let value = format!("{}.{:03}", second / 1000, second % 1000);
+            assert_eq!(row, format!("E1,electricity,import_low,{at:.3},meter,{value},kWh,0,0,0,,,,{received:.3}"));
+            second += 1;
+        } else if !row.contains(",power_import,") {
+            more.push(row);
+        }
+    }
+    assert_eq!(second, telegrams);
+    assert_eq!(
+        more,
+        [
+            "E1,electricity,import_low,2026-11-21T19:00:10.000Z,meter,77.777,kWh,0,0,0,,,,2026-11-21T19:00:10.123Z",
+            "K1,heat,energy,2026-11-21T19:00:20.000Z,meter,1.5,GJ,0,0,0,,,,2026-11-21T19:00:20.123Z",
+            "K1,heat,energy,2026-11-21T19:00:20.000Z,meter,1.25,GJ,1,0,0,,2025-12-31T22:59:00.000Z,,2026-11-21T19:00:20.123Z",
+        ]
+    );
+    // The same on standard output and as JSON.
+    assert_eq!(meterkast(&["export", "--store", &url], b"").stdout, text);
+    let ended = meterkast(&["export", "--store", &url, "--format", "json", "--meter", "K1"], b"");
+    assert_eq!(
+        ended.stdout.lines().nth(1).unwrap(),
+        "{\"meter\":\"K1\",\"medium\":\"heat\",\"register\":\"energy\",\"measured_at\":\"2026-11-21T19:00:20.000Z\",\
+         \"clock\":\"meter\",\"value\":1.25,\"unit\":\"GJ\",\"storage\":1,\"tariff\":0,\"subunit\":0,\"function\":null,\
+         \"at\":\"2025-12-31T22:59:00.000Z\",\"suspect\":null,\"received_at\":\"2026-11-21T19:00:20.123Z\"}"
+    );
+    // A part: from is in it, until is not.
+    let part = ["--from", "2026-11-21T20:30:00+01:00", "--until", "2026-11-21T20:30:02+01:00"];
+    let ended = meterkast(&[&["export", "--store", &url][..], &part].concat(), b"");
+    assert_eq!(ended.stdout.lines().filter(|row| row.contains("import_low")).count(), 2);
+    assert!(ended.stdout.contains("2026-11-21T19:30:00.000Z") && ended.stdout.contains("2026-11-21T19:30:01.000Z"));
+    // Quarter-hours.
+    let ended = meterkast(&["export", "--store", &url, "--quarters", "--meter", "E1"], b"");
+    let quarters: Vec<&str> = ended.stdout.lines().skip(1).collect();
+    assert_eq!(quarters.len(), 10);
+    assert_eq!(quarters[0], "E1,electricity,import_low,2026-11-21T19:00:00.000Z,,0.000,kWh,0,0,0,,,,");
+    assert_eq!(quarters[9], "E1,electricity,import_low,2026-11-21T21:15:00.000Z,,8.100,kWh,0,0,0,,,,");
+    let ended = meterkast(&[&["export", "--store", &url, "--quarters"][..], &part].concat(), b"");
+    assert_eq!(ended.stdout.lines().count(), 2);
+    // Nothing is a file with heads only, and said.
+    let ended = meterkast(&[&arguments[..], &["--until", "2020-01-01T00:00:00Z"]].concat(), b"");
+    assert_eq!((ended.code, ended.stderr), (Some(0), format!("no readings in {url} in that time\n")));
+    assert_eq!(fs::read_to_string(&out).unwrap(), format!("{heads}\n"));
+    // Whoever reads a part of it ends it quietly.
+    let mut child = program(BINARY);
+    let mut child =
+        child.args(["export", "--store", &url]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut head = [0; 100];
+    child.stdout.take().unwrap().read_exact(&mut head).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+    // A device is written to and stays what it is.
+    let ended = meterkast(&["export", "--store", &url, "--out", "/dev/null"], b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    assert_eq!(
+        fs::read_dir(folder.path(""))
+            .unwrap()
+            .filter(|file| { file.as_ref().unwrap().file_name().to_string_lossy().ends_with(".part") })
+            .count(),
+        0
+    );
+}
+
+/// Damage half-way leaves the file that was there.
+#[tokio::test]
+async fn half_an_export_does_not_take_the_name() {
+    let mut made = Made::new().await;
+    let telegram = |second: i64| report("E1", second, vec![reading("import_low", "1.5", "kWh")]);
+    made.store((0..7200).map(telegram)).await;
+    made.store([telegram(20_000)]).await;
+    made.seal().await;
+    let (folder, url) = made.close().await;
+    let sql = "UPDATE sealed SET block = zeroblob(100) WHERE id = (SELECT max(id) FROM sealed)";
+    execute(&folder.path("meterkast.db"), sql).await;
+    let out = folder.file("out.csv", "before");
+    let ended = meterkast(&["export", "--store", &url, "--out", out.to_str().unwrap()], b"");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("meterkast.db"), "{}", ended.stderr);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "before");
+}
+
