@@ -3,6 +3,7 @@
 //! Enters: arguments. Leaves: data on standard output, everything else on standard error, and an exit
 //! code: 0 all well, 1 some input was rejected or a promise not met, 2 wrong usage or configuration.
 
+mod backup;
 mod check;
 mod csv;
 mod decode;
@@ -71,6 +72,10 @@ enum Command {
     Usage(usage::Arguments),
     /// Readings as a file for other programs: CSV, JSON lines or Parquet
     Export(export::Arguments),
+    /// Copy the database of a store, while it runs or not
+    Backup(backup::Backup),
+    /// Put a backup in the place of the database
+    Restore(backup::Restore),
     /// Find the meters at a port, and print the configuration to paste
     Scan(scan::Arguments),
     /// One meter on an M-Bus: read it, give it an address or another baud rate
@@ -166,6 +171,8 @@ pub fn main() -> ExitCode {
             Command::Readings(arguments) => readings::readings(arguments).await,
             Command::Usage(arguments) => usage::usage(arguments).await,
             Command::Export(arguments) => export::export(arguments).await,
+            Command::Backup(arguments) => backup::backup(arguments).await,
+            Command::Restore(arguments) => backup::restore(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,
             Command::Mbus(command) => mbus::mbus(command).await,
             Command::Simulate(command) => simulate::simulate(command).await,

@@ -7,6 +7,7 @@
 //! - `file`: which file it is, and whether it may be opened.
 //! - `log`: whether its write-ahead log has lost commits.
 //! - `tables`: the statements. `read`: rows become reports.
+//! - `backup`: a copy, and a copy put back.
 //!
 //! Not supported: several writers on one file, which [`StoreError::Held`] refuses; instants finer than
 //! a millisecond.
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::delivery::EpochAck;
 
+mod backup;
 mod file;
 mod log;
 mod read;
@@ -46,6 +48,7 @@ mod tests;
 use file::Identity;
 use seal::Unsealable;
 
+pub use backup::{Contents, copy, restore};
 pub use read::Reader;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/sqlite");

@@ -433,3 +433,131 @@ async fn half_an_export_does_not_take_the_name() {
     assert_eq!(fs::read_to_string(&out).unwrap(), "before");
 }
 
+/// The files beside a database, and itself, in which a text stands. Another process looks: to close a file here would end the locks that
+/// SQLite has on it.
+fn traces(database: &Path, text: &str) -> Vec<String> {
+    let found = Command::new("grep").args(["-rlaF", text]).arg(database.parent().unwrap()).output().unwrap();
+    assert!(found.stderr.is_empty() && found.status.code() < Some(2), "{found:?}");
+    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+async fn generation(database: &Path) -> String {
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", database.display())).await.unwrap();
+    let generation = query_scalar("SELECT coalesce(max(generation), 'none') FROM store");
+    let generation = generation.fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    generation
+}
+
+async fn messages(database: &Path) -> u64 {
+    Reader::open(database).await.unwrap().counts().await.unwrap().messages
+}
+
+fn telegram(second: i64) -> Report<String> {
+    report("E1", second, vec![reading("import_low", &format!("{}.5", 1000 + second), "kWh")])
+}
+
+#[tokio::test]
+async fn a_backup_is_made_while_the_store_writes_and_put_back_is_a_new_generation() {
+    let mut made = Made::new().await;
+    made.store((0..5000).map(telegram)).await;
+    made.seal().await;
+    let (database, url) = (made.path(), format!("sqlite://{}", made.path().display()));
+    let file = made.folder.path("backup.db");
+    let backup = file.to_str().unwrap();
+    let ended = meterkast(&["backup", backup, "--store", &url], b"");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
+    let bytes = fs::metadata(&file).unwrap().len();
+    let said = "5000 messages of 1 meters, the newest received 2026-11-21T20:23:19.123Z";
+    assert_eq!(ended.stderr, format!("{backup}: {bytes} bytes; {said}\n"));
+    // The store goes on.
+    made.store((5000..5100).map(telegram)).await;
+    let ended = meterkast(&["backup", backup, "--store", &url], b"");
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("is there already; --force overwrites it"), "{}", ended.stderr);
+    assert_eq!(messages(&file).await, 5000);
+    let ended = meterkast(&["backup", backup, "--store", &url, "--force"], b"");
+    assert_eq!((ended.code, messages(&file).await), (Some(0), 5100), "{}", ended.stderr);
+    // Nothing may be put back under a store that runs.
+    let ended = meterkast(&["restore", backup, "--store", &url], b"");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("a daemon writes this database; stop it first"), "{}", ended.stderr);
+    made.store([telegram(6000)]).await;
+    let generation_before = generation(&database).await;
+    let Made { folder, store, .. } = made;
+    // As a kill leaves it: with what stands in the log alone.
+    drop(store);
+    let ended = meterkast(&["restore", backup, "--store", &url], b"");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
+    let kept = ended.stderr.lines().find_map(|line| line.strip_prefix("what stood there is kept as ")).unwrap();
+    assert_eq!((messages(Path::new(kept)).await, messages(&database).await), (5101, 5100));
+    assert_eq!(generation(&database).await, "none");
+    let store = Sqlite::open(&database).await.unwrap();
+    assert_ne!(store.generation(), generation_before);
+    Box::new(store).close().await.unwrap();
+    // Where nothing was before.
+    let elsewhere = folder.path("new/place.db");
+    let ended = meterkast(&["restore", backup, "--store", &format!("sqlite://{}", elsewhere.display())], b"");
+    assert_eq!((ended.code, messages(&elsewhere).await), (Some(0), 5100), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("kept as"), "{}", ended.stderr);
+    assert_ne!(Sqlite::open(&elsewhere).await.unwrap().generation(), generation_before);
+}
+
+#[tokio::test]
+async fn what_is_no_sound_backup_is_not_put_back() {
+    let mut made = Made::new().await;
+    made.store((0..5000).map(telegram)).await;
+    let (folder, url) = made.close().await;
+    let database = folder.path("meterkast.db");
+    let before = fs::read(&database).unwrap();
+    let mut torn = before.clone();
+    torn.truncate(before.len() / 2);
+    let mut damaged = before.clone();
+    for page in (3..before.len() / 4096 - 1).step_by(2) {
+        damaged[page * 4096..page * 4096 + 200].fill(0xA5);
+    }
+    let newer = folder.file("newer.db", &before);
+    execute(&newer, "INSERT INTO _sqlx_migrations SELECT 9999, '', '', 1, '', 0").await;
+    let foreign = folder.path("foreign.db");
+    fs::write(&foreign, b"").unwrap();
+    execute(&foreign, "CREATE TABLE t (x)").await;
+    let path = |name: &str, content: &[u8]| folder.file(name, content).to_str().unwrap().to_owned();
+    for (file, said) in [
+        (
+            path(
+                "text.db",
+                b"no database, but long enough to be taken for the header of one, if nobody looks at it closely",
+            ),
+            "is not a meterkast database",
+        ),
+        (path("empty.db", b""), "is not a meterkast database"),
+        (path("torn.db", &torn), "is damaged"),
+        (path("damaged.db", &damaged), "is damaged"),
+        (newer.to_str().unwrap().to_owned(), "written by a newer meterkast (tables of version 9999)"),
+        (foreign.to_str().unwrap().to_owned(), "is not a meterkast database"),
+        (folder.path("none.db").to_str().unwrap().to_owned(), "there is no database here"),
+        (database.to_str().unwrap().to_owned(), "is the database itself"),
+    ] {
+        let ended = meterkast(&["restore", &file, "--store", &url], b"");
+        assert!(ended.code != Some(0) && ended.stderr.contains(said), "{file}: {ended:?}");
+        assert_eq!(fs::read(&database).unwrap(), before, "{file}");
+        if !file.ends_with("meterkast.db") {
+            let to = folder.path("copy.db");
+            let from = format!("sqlite://{file}");
+            let ended = meterkast(&["backup", to.to_str().unwrap(), "--store", &from], b"");
+            assert!(ended.code != Some(0) && !to.exists(), "{file}: {ended:?}");
+        }
+    }
+    for (arguments, said) in [
+        (["backup", "/nowhere/copy.db"], "/nowhere/copy.db: No such file"),
+        (["backup", database.to_str().unwrap()], "is the database itself"),
+        (["backup", "/dev/null"], "/dev/null"),
+    ] {
+        let ended = meterkast(&[&arguments[..], &["--store", &url, "--force"]].concat(), b"");
+        assert_eq!(ended.code, Some(2), "{arguments:?}");
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    let left: Vec<_> = fs::read_dir(folder.path("")).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("part")), "{left:?}");
+}
+

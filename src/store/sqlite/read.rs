@@ -35,8 +35,8 @@ use crate::{
 /// Reads a database, whether its daemon runs or not.
 #[derive(Debug)]
 pub struct Reader {
-    path: PathBuf,
-    connection: SqliteConnection,
+    pub(super) path: PathBuf,
+    pub(super) connection: SqliteConnection,
     layouts: HashMap<i64, Layout>,
     remarks: HashMap<i64, String>,
 }

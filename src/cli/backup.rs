@@ -1,0 +1,145 @@
+//! `backup` and `restore`: a SQLite database as one file, made while the daemon runs, and put back.
+
+use std::{
+    fs,
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Failure, Outcome, asked_to_end, export::part, place::Place};
+use crate::{
+    config::StoreUrl,
+    store::{
+        StoreError,
+        sqlite::{self, Contents},
+    },
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Backup {
+    /// The file to make
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    place: Place,
+    /// Overwrite a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Restore {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(super) async fn backup(arguments: Backup) -> Result<Outcome, Failure> {
+    let url = arguments.place.url()?;
+    let (path, file) = (file_of(&url)?, &arguments.file);
+    let failed = |error: io::Error| Failure::usage(format!("{}: {error}", file.display()));
+    match fs::metadata(file) {
+        Ok(there) if !there.is_file() => return Err(failed(io::ErrorKind::AlreadyExists.into())),
+        Ok(_) if is_same(path, file) => {
+            return Err(Failure::usage(format!("{}: is the database itself; name another file", file.display())));
+        }
+        Ok(_) if !arguments.force => {
+            return Err(Failure::usage(format!("{}: is there already; --force overwrites it", file.display())));
+        }
+        _ => {}
+    }
+    let part = part(file).map_err(failed)?;
+    let whole = size(path).saturating_add(size(&beside(path, "-wal")));
+    let contents = tokio::select! {
+        contents = sqlite::copy(path, part.path()) => contents,
+        () = show(part.path(), whole) => Err(StoreError::Missing(path.to_owned())),
+        asked = asked_to_end() => {
+            // The copy itself goes by its own.
+            let _ = fs::remove_file(beside(part.path(), "-journal"));
+            return asked.and(Err(Failure::world("ended before it was complete: no backup was made")));
+        }
+    };
+    let contents = contents.map_err(Failure::world)?;
+    part.as_file().sync_all().map_err(failed)?;
+    part.persist(file).map_err(|error| failed(error.error))?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    eprintln!("{}: {} bytes; {}", file.display(), size(file), told(&contents));
+    Ok(Outcome::Well)
+}
+
+pub(super) async fn restore(arguments: Restore) -> Result<Outcome, Failure> {
+    let url = arguments.place.url()?;
+    let (path, file) = (file_of(&url)?, &arguments.file);
+    if is_same(path, file) {
+        return Err(Failure::usage(format!("{}: is the database itself; name a backup", file.display())));
+    }
+    let bar = spinner();
+    let restored = sqlite::restore(path, file).await;
+    bar.finish_and_clear();
+    let (contents, kept) = restored.map_err(|error| match error {
+        StoreError::Held(_) => {
+            Failure::world(format!("{}: a daemon writes this database; stop it first", path.display()))
+        }
+        error => Failure::world(error),
+    })?;
+    eprintln!("{}: {}", path.display(), told(&contents));
+    if let Some(kept) = kept {
+        eprintln!("what stood there is kept as {}", kept.display());
+    }
+    eprintln!("the gateways send what they still hold once the store runs");
+    Ok(Outcome::Well)
+}
+
+/// The file of a store; PostgreSQL is backed up by its own tools.
+fn file_of(url: &StoreUrl) -> Result<&Path, Failure> {
+    Ok(url.path())
+}
+
+fn told(contents: &Contents) -> String {
+    let Contents { meters, messages, newest } = contents;
+    let newest =
+        newest.map_or_else(|| "none received yet".to_owned(), |newest| format!("the newest received {newest}"));
+    format!("{messages} messages of {meters} meters, {newest}")
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// Whether both names are of one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
+}
+
+fn spinner() -> ProgressBar {
+    let bar = if io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Shows how far a copy is, for ever.
+async fn show(part: &Path, whole: u64) {
+    if !io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::new(whole);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes} of at most {total_bytes}") {
+        bar.set_style(style);
+    }
+    loop {
+        bar.set_position(size(part));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
