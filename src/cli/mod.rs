@@ -11,6 +11,7 @@ mod demo;
 mod diff;
 mod dump;
 mod export;
+mod forget;
 mod history;
 mod input;
 mod mbus;
@@ -76,6 +77,8 @@ enum Command {
     Backup(backup::Backup),
     /// Put a backup in the place of the database
     Restore(backup::Restore),
+    /// Delete a meter, or what is old of it, from the store without a trace
+    Forget(forget::Arguments),
     /// Find the meters at a port, and print the configuration to paste
     Scan(scan::Arguments),
     /// One meter on an M-Bus: read it, give it an address or another baud rate
@@ -173,6 +176,7 @@ pub fn main() -> ExitCode {
             Command::Export(arguments) => export::export(arguments).await,
             Command::Backup(arguments) => backup::backup(arguments).await,
             Command::Restore(arguments) => backup::restore(arguments).await,
+            Command::Forget(arguments) => forget::forget(arguments).await,
             Command::Scan(arguments) => scan::scan(arguments).await,
             Command::Mbus(command) => mbus::mbus(command).await,
             Command::Simulate(command) => simulate::simulate(command).await,

@@ -4,7 +4,7 @@
 //!
 //! - [`run`]: the role.
 //! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them.
-//! - [`Reader`]: what the commands ask of it, whether the daemon runs or not.
+//! - [`Reader`]: what the commands ask of it, whether the daemon runs or not. [`Forget`]: what is to leave it.
 //! - [`counters`]: what was used, across meters that were exchanged.
 //! - [`sqlite`]: a file. [`postgres`]: a server.
 
@@ -197,6 +197,34 @@ pub trait Reader: fmt::Debug + Send {
     ) -> Result<Vec<Stored>, StoreError>;
 }
 
+/// What of a meter goes, or went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgotten {
+    /// Messages, sealed ones included.
+    pub messages: u64,
+    /// Registers at quarter-hours.
+    pub quarters: u64,
+    /// What it said besides its readings: texts, events, what was not understood.
+    pub remarks: u64,
+    /// Messages on its topics that could not be read.
+    pub refused: u64,
+}
+
+/// A database of which something is to be forgotten, while the store may run. The ledgers are not touched: without them the gateways
+/// would send everything again.
+#[async_trait]
+pub trait Forget: fmt::Debug + Send {
+    /// What would go of a meter: all, or what was measured before an instant (ms since 1970 UTC; of refused messages, received).
+    async fn weigh(&mut self, meter: &Meter, before: Option<i64>) -> Result<Forgotten, StoreError>;
+
+    /// Deletes a part of that, in a transaction far below a second: what went. None: nothing is left, and without `before` the meter itself
+    /// is gone, with its series; what it sends from then on is stored as that of a new one.
+    async fn step(&mut self, meter: &Meter, before: Option<i64>) -> Result<Option<Forgotten>, StoreError>;
+
+    /// Has what was deleted leave the files, as far as the database can. False: somebody who reads an older state keeps it there.
+    async fn wipe(&mut self) -> Result<bool, StoreError>;
+}
+
 /// A meter, as a store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meter {
@@ -284,6 +312,11 @@ pub async fn read(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
         StoreUrl::Sqlite(path) => Box::new(sqlite::Reader::open(path).await?),
         StoreUrl::Postgres(url) => Box::new(postgres::Reader::open(url).await?),
     })
+}
+
+/// Opens a database in which something is to be forgotten; it must exist.
+pub async fn forget(url: &StoreUrl) -> Result<Box<dyn Forget>, StoreError> {
+    Ok(Box::new(sqlite::Forgetter::open(url.path()).await?))
 }
 
 /// Column `clock` is the place in this list.

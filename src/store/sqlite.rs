@@ -7,7 +7,7 @@
 //! - `file`: which file it is, and whether it may be opened.
 //! - `log`: whether its write-ahead log has lost commits.
 //! - `tables`: the statements. `read`: rows become reports.
-//! - `backup`: a copy, and a copy put back.
+//! - `backup`: a copy, and a copy put back. `forget`: what is to leave it without a trace.
 //!
 //! Not supported: several writers on one file, which [`StoreError::Held`] refuses; instants finer than
 //! a millisecond.
@@ -35,6 +35,7 @@ use crate::delivery::EpochAck;
 
 mod backup;
 mod file;
+mod forget;
 mod log;
 mod read;
 mod seal;
@@ -49,6 +50,7 @@ use file::Identity;
 use seal::Unsealable;
 
 pub use backup::{Contents, copy, restore};
+pub use forget::Forgetter;
 pub use read::Reader;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/sqlite");
@@ -95,6 +97,8 @@ impl Sqlite {
             // An acknowledgement frees the gateway's journal, so a commit must survive a power cut.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            // What is deleted is overwritten where that needs no further page: see `forget`.
+            .pragma("secure_delete", "FAST")
             // So that even then the daemon stops in time.
             .busy_timeout(Duration::from_secs(2))
             .disable_statement_logging();

@@ -561,3 +561,118 @@ async fn what_is_no_sound_backup_is_not_put_back() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("part")), "{left:?}");
 }
 
+#[tokio::test]
+async fn a_forgotten_meter_leaves_no_trace() {
+    let mut made = Made::new().await;
+    let secret = "E-VERY-SECRET-METER";
+    let of_secret = |second: i64| {
+        let mut report =
+            report(secret, second, vec![reading("import_low", &format!("{}.125", 7_654_000 + second), "kWh")]);
+        report.info = vec![("text".into(), format!("secret-text-{}", second / 1000).into())];
+        report
+    };
+    let other = |second: i64| {
+        let mut report = telegram(second);
+        if second == 0 {
+            report.info = vec![("predecessor".into(), "E-ANOTHER".into())];
+        }
+        report
+    };
+    for begin in (0..9000).step_by(1000) {
+        made.store((begin..begin + 1000).flat_map(|second| [of_secret(second), other(second)])).await;
+        // Sealing leaves rows in free pages.
+        made.seal().await;
+    }
+    made.refuse(&format!("meterkast/gw-1/{secret}/telegram")).await;
+    made.refuse("meterkast/gw-1/E1/backlog").await;
+    let (database, url) = (made.path(), format!("sqlite://{}", made.path().display()));
+    assert!(!traces(&database, "7654123125").is_empty() || !traces(&database, secret).is_empty());
+    assert!(!traces(&database, "secret-text").is_empty());
+    let forget = ["forget", secret, "--store", &url];
+    // Nobody can be asked here.
+    let ended = meterkast(&forget, b"y\n");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    assert!(
+        ended.stderr.contains("  9000 messages, 10 registers at quarter-hours, 9 texts, 1 messages that could"),
+        "{}",
+        ended.stderr
+    );
+    assert!(ended.stderr.contains("--yes deletes without asking"), "{}", ended.stderr);
+    assert_eq!(messages(&database).await, 18_000);
+    // The first hour and a half: within a sealed hour.
+    let before = ["--before", "2026-11-21T21:30:00+01:00", "--yes"];
+    let ended = meterkast(&[&forget[..], &before].concat(), b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("5400 messages and 6 registers at quarter-hours are deleted"), "{}", ended.stderr);
+    let ended = meterkast(&["export", "--store", &url, "--meter", secret], b"");
+    let rows: Vec<&str> = ended.stdout.lines().skip(1).collect();
+    assert_eq!(rows.len(), 3600);
+    assert!(rows[0].contains(",2026-11-21T20:30:00.000Z,meter,7659400.125,"), "{}", rows[0]);
+    assert!(traces(&database, "secret-text-4").is_empty() && !traces(&database, "secret-text-5").is_empty());
+    let ended = meterkast(&[&forget[..], &before].concat(), b"");
+    assert!(
+        ended.stderr.ends_with(": the store has nothing from before 2026-11-21T21:30:00+01:00\n"),
+        "{}",
+        ended.stderr
+    );
+    // The store goes on meanwhile and after it; and its own rows are whole.
+    made.store([telegram(9000)]).await;
+    let ended = meterkast(&[&forget[..], &["--yes"]].concat(), b"");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    made.store([telegram(9001)]).await;
+    for trace in [secret, "secret-text", "765412", "7654123125", "refused-secret"] {
+        let expected = usize::from(trace == "refused-secret");
+        assert_eq!(traces(&database, trace).len(), expected, "{trace}");
+    }
+    let counts = Reader::open(&database).await.unwrap().counts().await.unwrap();
+    assert_eq!((counts.meters, counts.messages, counts.refused), (1, 9002, 1));
+    let ended = meterkast(&["export", "--store", &url], b"");
+    assert_eq!(ended.stdout.lines().count(), 9003);
+    // It was delivered, and stays so: nothing comes again.
+    let mut again = of_secret(1);
+    again.measured_at = Moment::from_millis(START + 1000, 60);
+    let envelope = Envelope {
+        gateway: "gw-1".into(),
+        epoch: Epoch::from_bits(1),
+        seq: 3,
+        prev: 1,
+        first: 1,
+        missing: Ranges::new(),
+    };
+    let message = Message { envelope, received_at: Moment::from_millis(START, 0).unwrap(), report: again };
+    let committed = made.store.commit(&[Incoming::Message(message)]).await.unwrap();
+    assert_eq!((committed.again, committed.stored), (1, 0));
+    // What it sends anew is that of a new meter.
+    made.store([of_secret(10_000)]).await;
+    assert_eq!(messages(&database).await, 9003);
+    let ended = meterkast(&["forget", "E-VERY-SECRET", "--store", &url, "--yes"], b"");
+    assert_eq!(ended.code, Some(2));
+    assert!(
+        ended.stderr.contains("the store has no meter E-VERY-SECRET; it has E-VERY-SECRET-METER, E1"),
+        "{}",
+        ended.stderr
+    );
+    for table in ["message", "sealed", "quarter", "series", "remark", "fall"] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE meter NOT IN (SELECT id FROM meter)");
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        let count: i64 = query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(count, 0, "{table}");
+        connection.close().await.unwrap();
+    }
+}
+
+/// A transaction that is open elsewhere keeps deleted data in the log: that is said.
+#[tokio::test]
+async fn who_reads_an_older_state_keeps_it_and_that_is_said() {
+    let mut made = Made::new().await;
+    made.store((0..100).map(telegram)).await;
+    let (folder, url) = made.close().await;
+    let mut reader = SqliteConnection::connect(&url).await.unwrap();
+    raw_sql("BEGIN; SELECT count(*) FROM message").execute(&mut reader).await.unwrap();
+    let ended = meterkast(&["forget", "E1", "--store", &url, "--yes"], b"");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("it goes when the same command runs again"), "{}", ended.stderr);
+    raw_sql("ROLLBACK").execute(&mut reader).await.unwrap();
+    reader.close().await.unwrap();
+    assert_eq!(messages(&folder.path("meterkast.db")).await, 0);
+}

@@ -222,3 +222,29 @@ pub(super) async fn delete_older(
     let remarks = |block: Block| block.rows().filter_map(|row| row.remark).collect();
     Ok(block.map(|block| Block::unseal(&block).map(remarks).unwrap_or_default()))
 }
+
+/// How many messages of a block were measured before an instant.
+pub(super) fn older(block: &[u8], before: i64) -> Result<u64, sqlx::Error> {
+    let block = Block::unseal(block).map_err(|damaged| unreadable(damaged.to_string()))?;
+    Ok(u64::try_from(block.rows().filter(|row| row.at < before).count()).unwrap_or(u64::MAX))
+}
+
+/// Cuts what was measured before an instant from the first block that has both earlier and later messages. Returns how many went;
+/// 0: there is no such block.
+pub(super) async fn cut(connection: &mut SqliteConnection, meter: i64, before: i64) -> Result<u64, sqlx::Error> {
+    let sql = "SELECT id, block FROM sealed WHERE meter = ? AND first_at < ? AND last_at >= ? ORDER BY from_at LIMIT 1";
+    let found = query_as(sql).bind(meter).bind(before).bind(before);
+    let Some((id, bytes)): Option<(i64, Vec<u8>)> = found.fetch_optional(&mut *connection).await? else { return Ok(0) };
+    let whole = Block::unseal(&bytes).map_err(|damaged| unreadable(damaged.to_string()))?;
+    let mut left = Block::default();
+    for row in whole.rows().filter(|row| row.at >= before) {
+        left.push(row).map_err(|misfit| unreadable(misfit.to_string()))?;
+    }
+    let count = |block: &Block| i64::try_from(block.rows().len()).unwrap_or(i64::MAX);
+    let gone = count(&whole).saturating_sub(count(&left));
+    let first = left.rows().next().map(|row| row.at);
+    let sql = "UPDATE sealed SET block = ?, messages = ?, first_at = ? WHERE id = ?";
+    query(sql).bind(left.seal()).bind(count(&left)).bind(first).bind(id).execute(&mut *connection).await?;
+    query("UPDATE meter SET messages = messages - ? WHERE id = ?").bind(gone).bind(meter).execute(connection).await?;
+    Ok(gone.unsigned_abs())
+}
