@@ -353,6 +353,11 @@ impl StoreUrl {
         Self::Sqlite(path.to_owned())
     }
 
+    /// Whether several stores may write it at once.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// The file, where it is one.
     pub fn file(&self) -> Option<&Path> {
         match self {

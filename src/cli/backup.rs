@@ -98,7 +98,11 @@ pub(super) async fn restore(arguments: Restore) -> Result<Outcome, Failure> {
 
 /// The file of a store; PostgreSQL is backed up by its own tools.
 fn file_of(url: &StoreUrl) -> Result<&Path, Failure> {
-    Ok(url.path())
+    url.file().ok_or_else(|| {
+        Failure::usage(format!(
+            "{url}: PostgreSQL is backed up by its own tools: `pg_dump --format custom` while it runs, or `pg_basebackup` with its log; after one is put back, `DELETE FROM store` there, so that the gateways send again what they hold"
+        ))
+    })
 }
 
 fn told(contents: &Contents) -> String {

@@ -131,14 +131,13 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let summary = daemon.stop().await;
     eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
-    let registers = readings::print(&url, None, arguments.format).await?;
+    let registers = readings::print(&url, arguments.format).await?;
     if arguments.history.is_some() {
-        usage::by_month(&url, ZONE, arguments.format == Format::Table).await?;
+        usage::by_month(&url, ZONE, arguments.format).await?;
     }
     if arguments.data.is_some() {
         tell_commands(&url, &household);
     }
-    let registers = readings::print(&url, arguments.format).await?;
     let well = registers > 0 && summary.acknowledged == summary.messages;
     Ok(if well { Outcome::Well } else { Outcome::Partly })
 }

@@ -24,6 +24,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// This database.
+    pub(super) fn of(url: &StoreUrl) -> Self {
+        Self { config: PathBuf::new(), store: Some(url.clone()) }
+    }
+
     pub(super) fn url(self) -> Result<StoreUrl, Failure> {
         if let Some(url) = self.store {
             return Ok(url);

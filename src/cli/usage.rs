@@ -3,9 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, BufWriter, StdoutLock},
-    path::PathBuf,
 };
-use std::fmt::Write as _;
 
 use clap::ValueEnum;
 use jiff::{
@@ -17,11 +15,11 @@ use jiff::{
 use super::{
     Failure, Outcome, Output, RowFormat,
     csv::{Cell, Rows},
+    place::Place,
     quiet_if_closed,
-    readings::url_of,
 };
-use super::{Failure, Outcome, Output, RowFormat, csv, place::Place};
 use crate::{
+    config::StoreUrl,
     consumption::{By, Consumption, Curve, Period},
     moment::Moment,
     payload,
@@ -73,21 +71,10 @@ enum Length {
     Quarter,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Aligned columns, for people
-    Table,
-    /// A JSON object a line, for programs
-    Json,
-    /// Comma-separated values with a line of names, for spreadsheets
-    Csv,
-}
-
-/// Prints what was used in each month of that zone, of all that a database has: as a table, or else as JSON.
-pub(super) async fn by_month(url: &StoreUrl, zone: &str, as_table: bool) -> Result<Outcome, Failure> {
+/// Prints what was used in each month of that zone, of all that a database has.
+pub(super) async fn by_month(url: &StoreUrl, zone: &str, format: RowFormat) -> Result<Outcome, Failure> {
     let arguments = Arguments {
-        config: PathBuf::new(),
-        store: Some(url.clone()),
+        place: Place::of(url),
         by: Length::Month,
         from: None,
         until: None,
@@ -95,7 +82,7 @@ pub(super) async fn by_month(url: &StoreUrl, zone: &str, as_table: bool) -> Resu
         register: Vec::new(),
         zone: Some(zone.to_owned()),
         compare: 0,
-        format: if as_table { Format::Table } else { Format::Json },
+        format,
     };
     usage(arguments).await
 }
@@ -178,7 +165,6 @@ fn zone(name: Option<&str>) -> Result<TimeZone, Failure> {
 /// Prints in one form. Widths are known before anything was counted, so that lines need not be held back.
 struct Printer<'q> {
     to: Sink,
-    format: RowFormat,
     question: &'q Question,
     /// Of meter, medium, register, period, value and unit.
     widths: [usize; 6],
@@ -208,7 +194,6 @@ impl<'q> Printer<'q> {
                 Sink::Csv(Box::new(Rows::new(BufWriter::new(io::stdout().lock()), &heads).map_err(quiet_if_closed)?))
             }
         };
-    fn new(format: RowFormat, question: &'q Question, counters: &[Counter]) -> Self {
         let widest = |name: &dyn Fn(&Counter) -> usize, least: usize| counters.iter().map(name).fold(least, usize::max);
         let period = match question.by {
             By::Total | By::Year | By::Month => 7,
@@ -233,41 +218,6 @@ impl<'q> Printer<'q> {
 
     fn print(&mut self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> Result<(), Failure> {
         let (medium, register, unit) = (counter.meter.medium.name(), &counter.register, &counter.unit);
-    fn head(&self) -> Option<String> {
-        let years = 1..=self.question.years;
-        match self.format {
-            RowFormat::Table => {
-                let earlier = years.map(|years| format!("{years}Y BEFORE")).collect();
-                Some(self.row(
-                    ["METER", "MEDIUM", "REGISTER", "PERIOD", "VALUE", "UNIT"].map(str::to_owned),
-                    earlier,
-                    "ESTIMATED",
-                ))
-            }
-            RowFormat::Json => None,
-            RowFormat::Csv => {
-                let mut head = "meter,medium,register,period,from,to,value,unit,estimated,method".to_owned();
-                for years in years {
-                    let _ = write!(head, ",value_{years}y,method_{years}y");
-                }
-                Some(head)
-            }
-        }
-    }
-
-    fn row(&self, cells: [String; 6], earlier: Vec<String>, remark: &str) -> String {
-        let mut line = String::new();
-        for (index, (cell, width)) in cells.iter().zip(self.widths).enumerate() {
-            let _ = if index == 4 { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
-        }
-        for cell in earlier {
-            let _ = write!(line, "{cell:>VALUE$}  ");
-        }
-        line.push_str(remark);
-        line.trim_end().to_owned()
-    }
-
-    fn line(&self, counter: &Counter, curve: &Curve, period: &Period, used: &Consumption) -> String {
         let earlier = self.question.earlier(period).map(|earlier| {
             let earlier = earlier?;
             Some((earlier, curve.between(earlier.from, earlier.to)?))
@@ -277,16 +227,6 @@ impl<'q> Printer<'q> {
                 let meter = escape(counter.meter.name.as_bytes());
                 let (register, label, unit) = (register.to_string(), period.to_string(), unit.to_string());
                 let cells = [meter, medium.to_owned(), register, label, used.value.to_string(), unit];
-        match self.format {
-            RowFormat::Table => {
-                let cells = [
-                    escape(counter.meter.name.as_bytes()),
-                    counter.meter.medium.name().to_owned(),
-                    counter.register.to_string(),
-                    period.to_string(),
-                    used.value.to_string(),
-                    counter.unit.to_string(),
-                ];
                 let earlier = earlier.map(|earlier| earlier.map_or("-".to_owned(), |(_, used)| used.value.to_string()));
                 let mut remarks = Vec::new();
                 remarks.extend((used.from > period.from).then(|| format!("since {}", self.local(used.from))));
@@ -295,7 +235,6 @@ impl<'q> Printer<'q> {
                 self.row(cells, earlier, &remarks.join(", "))
             }
             Sink::Json(_) => {
-            RowFormat::Json => {
                 let mut json = String::from("{\"meter\":");
                 payload::string(&mut json, &counter.meter.name);
                 let _ = write!(json, ",\"medium\":\"{medium}\",\"register\":\"{register}\",");
@@ -338,18 +277,6 @@ impl<'q> Printer<'q> {
                 for used in &earlier {
                     cells.push(Cell::of(used.as_ref().map(|used| &used.value)));
                     cells.push(Cell::of(used.as_ref().map(|used| &used.estimated)));
-            RowFormat::Csv => {
-                let mut line = csv::field(&counter.meter.name);
-                let (medium, register) = (counter.meter.medium.name(), &counter.register);
-                let (from, to, unit) = (self.local(used.from), self.local(used.to), csv::field(counter.unit.as_str()));
-                let (value, methods) = (used.value, used.estimated);
-                let estimated = !methods.is_empty();
-                let _ = write!(line, ",{medium},{register},{period},{from},{to},{value},{unit},{estimated},{methods}");
-                for earlier in earlier {
-                    let _ = match earlier {
-                        Some((_, used)) => write!(line, ",{},{}", used.value, used.estimated),
-                        None => write!(line, ",,"),
-                    };
                 }
                 rows.row(&cells).map_err(quiet_if_closed)
             }

@@ -132,9 +132,6 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// 128 random bits in hex, drawn when a store opened the database last. See [`Ack::started`](crate::delivery::Ack::started).
     fn started(&self) -> &str;
 
-    /// Whether several stores may write it at once.
-    fn is_shared(&self) -> bool;
-
     /// How large it is, as far as that is known without asking.
     fn size(&self) -> Size;
 
@@ -316,7 +313,10 @@ pub async fn read(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
 
 /// Opens a database in which something is to be forgotten; it must exist.
 pub async fn forget(url: &StoreUrl) -> Result<Box<dyn Forget>, StoreError> {
-    Ok(Box::new(sqlite::Forgetter::open(url.path()).await?))
+    Ok(match url {
+        StoreUrl::Sqlite(path) => Box::new(sqlite::Forgetter::open(path).await?),
+        StoreUrl::Postgres(url) => Box::new(postgres::Forgetter::open(url).await?),
+    })
 }
 
 /// Column `clock` is the place in this list.

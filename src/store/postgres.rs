@@ -8,7 +8,7 @@
 //! lock; where the tables are there, the user needs no right to make any.
 //!
 //! - `text`, `instant`: what the server's types cannot hold as it is.
-//! - `tables`: the statements. `read`: rows become reports. `hypertable`: what TimescaleDB is asked for where it is.
+//! - `tables`: the statements. `read`: rows become reports. `forget`: what leaves. `hypertable`: what TimescaleDB is asked for where it is.
 //!
 //! Not supported: poolers that give each transaction another connection (PgBouncer's transaction mode), because statements are
 //! prepared; instants before 4713 BC, finer than a millisecond.
@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{config::PostgresUrl, delivery::EpochAck};
 
+mod forget;
 mod hypertable;
 mod instant;
 mod read;
@@ -47,6 +48,7 @@ pub(super) mod server;
 #[cfg(test)]
 mod tests;
 
+pub use forget::Forgetter;
 pub use read::Reader;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/postgres");
@@ -197,10 +199,6 @@ impl Database for Postgres {
 
     fn started(&self) -> &str {
         &self.started
-    }
-
-    fn is_shared(&self) -> bool {
-        true
     }
 
     fn size(&self) -> Size {

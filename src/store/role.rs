@@ -9,6 +9,9 @@
 //!
 //! Live messages wait for each other up to `[store] commit`, which spares SD cards. What comes through
 //! a backlog is committed as soon as no more follows at once: a gateway waits for it.
+//!
+//! Several stores of one id may write a database that is shared: they share a subscription, so each message comes to one of them. When one ends, what it
+//! had not committed comes again through the gateways' backlogs, to another; and one that lives says that the store is online.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -30,6 +33,7 @@ use crate::{
     moment::Moment,
     mqtt::{
         MAX_PACKET,
+        gateway::random_bits,
         link::{self, Command, Complaints, Event, Link, Will},
     },
     payload::{self, Envelope, Message, Refused},
@@ -142,7 +146,12 @@ async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<Broker
     let url = broker.wait_for(Option::is_some).await.ok()?.clone()?;
     let id = settings.store.id.as_str();
     let will = Will { topic: topic::of_store(settings.mqtt.base_topic.as_str(), id), payload: "offline".into() };
-    let link = link::start(&url, &format!("meterkast-store-{}", topic::level(id)), &settings.mqtt, Some(will));
+    let mut name = format!("meterkast-store-{}", topic::level(id));
+    if settings.store.url.is_shared() {
+        // The broker ends a connection when another of the same name comes.
+        name += &format!("-{:08x}", random_bits() as u32);
+    }
+    let link = link::start(&url, &name, &settings.mqtt, Some(will));
     link.map_err(|error| tracing::error!("{error}")).ok()
 }
 
@@ -232,9 +241,24 @@ impl Role {
                 self.connected = false;
                 self.say_what_it_does();
             }
-            Event::Message { topic, payload, .. } => self.take(&topic, &payload),
+            Event::Message { topic, payload, .. } => self.hear_message(&topic, &payload),
             Event::Published(_) | Event::Dropped(_) => {}
         }
+    }
+
+    fn hear_message(&mut self, topic: &str, payload: &Bytes) {
+        // Another store of this database ended; its last word, or its last will, was for all of us.
+        if topic == self.status_topic() {
+            if payload == "offline" && self.trouble.is_none() {
+                self.say_online();
+            }
+        } else {
+            self.take(topic, payload);
+        }
+    }
+
+    fn status_topic(&self) -> String {
+        topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str())
     }
 
     fn say_what_it_does(&self) {
@@ -256,14 +280,22 @@ impl Role {
         self.greetings.extend(self.lives.names().cloned());
         let base = self.settings.mqtt.base_topic.as_str();
         tracing::info!("connected to the broker as store {}", self.settings.store.id.as_str());
-        let topics = vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")];
+        let topics = match self.settings.store.url.is_shared() {
+            false => vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")],
+            // Each message goes to one of the stores.
+            true => {
+                let share = format!("$share/{}", topic::level(self.settings.store.id.as_str()));
+                let messages = ["telegram", "backlog"].map(|stream| format!("{share}/{base}/+/+/{stream}"));
+                messages.into_iter().chain([self.status_topic()]).collect()
+            }
+        };
         // In this order: a gateway that hears `online` sends at once.
         self.commands.push_back(Command::Subscribe(topics));
         self.say_online();
     }
 
     fn say_online(&mut self) {
-        let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
+        let topic = self.status_topic();
         self.commands.push_back(Command::Publish { topic, payload: "online".into(), retain: true, tag: None });
     }
 
@@ -336,7 +368,7 @@ impl Role {
                     biased;
                     result = &mut committing => break result,
                     event = self.link.events.recv(), if room => match event {
-                        Some(Event::Message { topic, payload, .. }) => self.take(&topic, &payload),
+                        Some(Event::Message { topic, payload, .. }) => self.hear_message(&topic, &payload),
                         other => self.held = Some(other),
                     },
                 }
@@ -524,7 +556,7 @@ impl Role {
         self.commit().await;
         if self.connected {
             self.say_health();
-            let topic = topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
+            let topic = self.status_topic();
             let offline = Command::Publish { topic, payload: "offline".into(), retain: true, tag: None };
             self.greetings.clear();
             self.publish().await;

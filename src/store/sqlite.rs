@@ -207,10 +207,6 @@ impl Database for Sqlite {
         &self.started
     }
 
-    fn is_shared(&self) -> bool {
-        false
-    }
-
     fn size(&self) -> Size {
         Size { bytes: self.bytes(), bytes_a_day: self.bytes_a_day }
     }

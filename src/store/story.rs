@@ -7,8 +7,11 @@ use sqlx::{ConnectOptions as _, query_scalar, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
 use super::{
-    Committed, Counts, Database, Incoming, Quarter, Quarters, Reader, Reread, open, postgres::server::Postgres, read,
-    role,
+    Committed, Counts, Database, Forgotten, Incoming, Quarter, Quarters, Reader, Reread,
+    counters::{Question, counters},
+    open,
+    postgres::server::Postgres,
+    read, role,
 };
 use crate::{
     config::{self, StoreUrl},
@@ -521,6 +524,53 @@ async fn the_views_have_the_same_columns_in_each_database(ground: Ground) {
     assert_eq!(ground.column(sql).await, [format!("{reading},{quarter_hour}")]);
 }
 
+async fn what_is_forgotten_leaves_no_row(ground: Ground) {
+    let mut store = ground.open().await;
+    let mut other = message(50, 5, "9.000");
+    other.report.meter = "E2".into();
+    other.report.info = vec![("predecessor".into(), "E1".into())];
+    let mut remarked = message(49, 40, "3.000");
+    remarked.report.info = vec![("n".into(), "1".into())];
+    let messages = (1..=40).map(|seq| message(seq, 900 * seq.cast_signed(), &format!("{seq}.000")));
+    let incoming = [batch(messages.chain([other.clone(), remarked])), vec![refused(None, b"{")]].concat();
+    store.commit(&incoming).await.unwrap();
+    let mut reader = ground.read().await;
+    let meters = reader.meters().await.unwrap();
+    assert_eq!(meters[1].predecessor.as_deref(), Some("E1"));
+    let forget = async |before: Option<i64>| {
+        let mut database = crate::store::forget(&ground.url()).await.unwrap();
+        let weighed = database.weigh(&meters[0], before).await.unwrap();
+        let mut gone = Forgotten::default();
+        while let Some(more) = database.step(&meters[0], before).await.unwrap() {
+            gone.messages += more.messages;
+            gone.quarters += more.quarters;
+            gone.remarks += more.remarks;
+            gone.refused += more.refused;
+        }
+        assert_eq!(gone, weighed);
+        assert!(database.wipe().await.unwrap());
+        gone
+    };
+    // What was measured at the instant itself stays.
+    let before = START + 900_000 * 11;
+    assert_eq!(forget(Some(before)).await, Forgotten { messages: 11, quarters: 11, remarks: 1, refused: 1 });
+    let (first, counts) =
+        (reader.readings_after(Moment::utc(jiff::Timestamp::UNIX_EPOCH)).await, reader.counts().await);
+    assert_eq!(first.unwrap()[0].0, message(11, 9900, "11.000").report);
+    assert_eq!(counts.unwrap(), Counts { meters: 2, messages: 31, refused: 0 });
+    assert_eq!(forget(None).await, Forgotten { messages: 30, quarters: 30, remarks: 0, refused: 0 });
+    let left = reader.meters().await.unwrap();
+    assert_eq!((left.len(), left[0].name.as_str(), &left[0].predecessor), (1, "E2", &None));
+    assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 1, refused: 0 });
+    // The gateway is not asked for it again, and what the meter sends from now on is of a new one.
+    assert_eq!(counts_of(&mut store, message(7, 6300, "7.000")).await, [0, 0, 1, 0]);
+    assert_eq!(counts_of(&mut store, message(60, 36_900, "41.000")).await, [1, 0, 0, 0]);
+}
+
+async fn counts_of(store: &mut Box<dyn Database>, message: Message) -> [u64; 4] {
+    counts(&store.commit(&batch([message])).await.unwrap())
+}
+
 /// Each of these in each database.
 macro_rules! everywhere {
     ($($story:ident,)*) => {
@@ -541,6 +591,7 @@ macro_rules! everywhere {
 }
 
 everywhere! {
+    what_is_forgotten_leaves_no_row,
     for_long_periods_few_values_are_read_and_say_the_same,
     the_views_have_the_same_columns_in_each_database,
     reports_leave_as_they_entered,

@@ -65,7 +65,7 @@ async fn the_database_is_made_as_the_promise_needs_it() {
     for bits in [&generation, &started] {
         assert!(Epoch::from_text(bits).is_some());
     }
-    assert!(store.is_shared() && store.size().bytes > 1_000_000);
+    assert!(store.size().bytes > 1_000_000);
     Box::new(store).close().await.unwrap();
     // On a task of its own, as the daemon does: all these futures must be Send.
     let reopened = url.clone();

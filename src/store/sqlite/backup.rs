@@ -113,13 +113,13 @@ impl Reader {
     async fn copy(&mut self, to: &Path) -> Result<(), StoreError> {
         let Some(name) = to.to_str() else {
             let source = "its name is not UTF-8".into();
-            return Err(StoreError::Database { path: to.to_owned(), trouble: Trouble::CannotOpen, source });
+            return Err(StoreError::Database { place: to.display().to_string(), trouble: Trouble::CannotOpen, source });
         };
         let copied = query("VACUUM INTO ?").bind(name).execute(&mut self.connection).await;
         copied.map(drop).map_err(|error| match StoreError::sqlite(to, error) {
             // What cannot be read is the source.
             StoreError::Database { trouble: Trouble::Corrupt | Trouble::NotADatabase, source, .. } => {
-                StoreError::Database { path: self.path.clone(), trouble: Trouble::Corrupt, source }
+                StoreError::Database { place: self.path.display().to_string(), trouble: Trouble::Corrupt, source }
             }
             error => error,
         })
@@ -131,7 +131,11 @@ impl Reader {
         let found: String = found.map_err(|error| StoreError::sqlite(&self.path, error))?;
         match found.as_str() {
             "ok" => Ok(()),
-            _ => Err(StoreError::Database { path: self.path.clone(), trouble: Trouble::Corrupt, source: found.into() }),
+            _ => Err(StoreError::Database {
+                place: self.path.display().to_string(),
+                trouble: Trouble::Corrupt,
+                source: found.into(),
+            }),
         }
     }
 

@@ -63,9 +63,13 @@ impl Forgetter {
             Some(known) if known == version => Ok(Self { path: path.to_owned(), connection }),
             Some(known) if known > version => {
                 let source = "its tables are of an older version; restart the daemon that writes it, so that they are brought up to date";
-                Err(StoreError::Database { path: path.to_owned(), trouble: Trouble::Other, source: source.into() })
+                Err(StoreError::Database {
+                    place: path.display().to_string(),
+                    trouble: Trouble::Other,
+                    source: source.into(),
+                })
             }
-            _ => Err(StoreError::Newer { path: path.to_owned(), version }),
+            _ => Err(StoreError::Newer { place: path.display().to_string(), version }),
         }
     }
 
