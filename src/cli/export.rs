@@ -63,7 +63,7 @@ pub(super) struct Arguments {
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// Comma-separated values with a head; times in UTC
+    /// Comma-separated values with a head; times in UTC; whole values end in .0, so that nobody reads the column as integers
     Csv,
     /// A JSON object a line
     Json,
@@ -251,6 +251,8 @@ impl Sink {
     fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
         let Qualifiers { storage, tariff, subunit, function } = row.qualifiers;
         let function = function.name();
+        // A column that begins with whole numbers would be read as integers, and fail further down.
+        let whole = (row.value.scale() == 0).then(|| format!("{}.0", row.value));
         match self {
             Self::Csv(rows) => rows.row(&[
                 Cell::Text(row.meter),
@@ -258,7 +260,7 @@ impl Sink {
                 Cell::Plain(row.register),
                 Cell::Time(row.measured_at),
                 Cell::of(row.clock.as_ref()),
-                Cell::Plain(&row.value),
+                whole.as_ref().map_or(Cell::Plain(&row.value), |whole| Cell::Plain(whole)),
                 Cell::Text(row.unit),
                 Cell::Plain(&storage),
                 Cell::Plain(&tariff),

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read as _,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -331,6 +332,7 @@ async fn an_export_has_every_reading_once() {
     made.store([
         report("E1", 10, vec![reading("import_low", "77.777", "kWh")]),
         report("K1", 20, vec![reading("energy", "1.5", "GJ"), set_day(1, "2025-12-31T23:59:00+01:00", "1.25")]),
+        report("K2", 20, vec![reading("energy", "-7", "GJ")]),
     ])
     .await;
     made.seal().await;
@@ -339,13 +341,13 @@ async fn an_export_has_every_reading_once() {
     let arguments = ["export", "--store", &url, "--out", out.to_str().unwrap()];
     let ended = meterkast(&arguments, b"");
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""));
-    assert_eq!(ended.stderr, format!("{}: {} readings\n", out.display(), 2 * telegrams + 3));
+    assert_eq!(ended.stderr, format!("{}: {} readings\n", out.display(), 2 * telegrams + 4));
     let text = fs::read_to_string(&out).unwrap();
     let mut rows = text.lines();
     let heads =
         "meter,medium,register,measured_at,clock,value,unit,storage,tariff,subunit,function,at,suspect,received_at";
     assert_eq!(rows.next(), Some(heads));
-    assert_eq!(rows.clone().count(), 2 * telegrams as usize + 3);
+    assert_eq!(rows.clone().count(), 2 * telegrams as usize + 4);
     let (mut second, mut more) = (0, Vec::new());
     for row in rows {
         if row.starts_with("E1,electricity,import_low,") && !row.contains(",77.777,") {
@@ -365,6 +367,8 @@ async fn an_export_has_every_reading_once() {
             "E1,electricity,import_low,2026-11-21T19:00:10.000Z,meter,77.777,kWh,0,0,0,,,,2026-11-21T19:00:10.123Z",
             "K1,heat,energy,2026-11-21T19:00:20.000Z,meter,1.5,GJ,0,0,0,,,,2026-11-21T19:00:20.123Z",
             "K1,heat,energy,2026-11-21T19:00:20.000Z,meter,1.25,GJ,1,0,0,,2025-12-31T22:59:00.000Z,,2026-11-21T19:00:20.123Z",
+            // Readers that guess from the first rows must not guess integers.
+            "K2,heat,energy,2026-11-21T19:00:20.000Z,meter,-7.0,GJ,0,0,0,,,,2026-11-21T19:00:20.123Z",
         ]
     );
     // The same on standard output and as JSON.
@@ -463,6 +467,7 @@ async fn a_backup_is_made_while_the_store_writes_and_put_back_is_a_new_generatio
     made.store((0..5000).map(telegram)).await;
     made.seal().await;
     let (database, url) = (made.path(), format!("sqlite://{}", made.path().display()));
+    fs::set_permissions(&database, fs::Permissions::from_mode(0o640)).unwrap();
     let file = made.folder.path("backup.db");
     let backup = file.to_str().unwrap();
     let ended = meterkast(&["backup", backup, "--store", &url], b"");
@@ -470,6 +475,9 @@ async fn a_backup_is_made_while_the_store_writes_and_put_back_is_a_new_generatio
     let bytes = fs::metadata(&file).unwrap().len();
     let said = "5000 messages of 1 meters, the newest received 2026-11-21T20:23:19.123Z";
     assert_eq!(ended.stderr, format!("{backup}: {bytes} bytes; {said}\n"));
+    // As readable as the database, and no more.
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&file), 0o640);
     // The store goes on.
     made.store((5000..5100).map(telegram)).await;
     let ended = meterkast(&["backup", backup, "--store", &url], b"");
@@ -671,7 +679,7 @@ async fn who_reads_an_older_state_keeps_it_and_that_is_said() {
     raw_sql("BEGIN; SELECT count(*) FROM message").execute(&mut reader).await.unwrap();
     let ended = meterkast(&["forget", "E1", "--store", &url, "--yes"], b"");
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("it goes when the same command runs again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("it goes when that has ended and the store is restarted"), "{}", ended.stderr);
     raw_sql("ROLLBACK").execute(&mut reader).await.unwrap();
     reader.close().await.unwrap();
     assert_eq!(messages(&folder.path("meterkast.db")).await, 0);
