@@ -54,6 +54,13 @@ pub(super) async fn backup(arguments: Backup) -> Result<Outcome, Failure> {
         _ => {}
     }
     let part = part(file).map_err(failed)?;
+    // As readable as the database, and no more.
+    fs::metadata(path).and_then(|there| part.as_file().set_permissions(there.permissions())).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::NotFound => Failure::world(StoreError::Missing(path.to_owned())),
+            _ => failed(error),
+        }
+    })?;
     let whole = size(path).saturating_add(size(&beside(path, "-wal")));
     let contents = tokio::select! {
         contents = sqlite::copy(path, part.path()) => contents,
