@@ -71,7 +71,7 @@ pub(super) async fn forget(arguments: Arguments) -> Result<Outcome, Failure> {
         return Ok(Outcome::Well);
     }
     eprintln!(
-        "somebody who has the database open keeps deleted data in its write-ahead log; it goes when the same command runs again after that"
+        "somebody who reads the database keeps deleted data in its write-ahead log; it goes when that has ended and the store is restarted"
     );
     Ok(Outcome::Partly)
 }

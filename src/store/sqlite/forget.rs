@@ -76,8 +76,10 @@ impl Forgetter {
     async fn weigh_all(&mut self, meter: i64, before: i64, ends: &[String; 2]) -> Result<Forgotten, sqlx::Error> {
         let sql = "SELECT
             (SELECT count(*) FROM message WHERE meter = ?1 AND at < ?2)
-                + (SELECT coalesce(sum(messages), 0) FROM sealed WHERE meter = ?1 AND last_at < ?2),
-            (SELECT count(*) FROM quarter WHERE meter = ?1 AND quarter * 900000 + late < ?2),
+                + (SELECT coalesce(sum(messages), 0) FROM sealed WHERE meter = ?1 AND from_at < ?2 AND last_at < ?2),
+            (SELECT count(*) FROM series CROSS JOIN quarter
+                ON quarter.meter = ?1 AND quarter.series = series.id AND quarter <= ?2 / 900000
+                WHERE series.meter = ?1 AND quarter * 900000 + late < ?2),
             (SELECT count(*) FROM remark WHERE meter = ?1 AND last_at < ?2),
             (SELECT count(*) FROM refused WHERE received_at < ?2
                 AND (substr(topic, -length(?3)) = ?3 OR substr(topic, -length(?4)) = ?4))";
@@ -88,9 +90,14 @@ impl Forgetter {
         let [messages, quarters, remarks, refused] = [messages, quarters, remarks, refused].map(i64::unsigned_abs);
         let mut found = Forgotten { messages, quarters, remarks, refused };
         // Blocks of which a part goes.
-        let sql = "SELECT block FROM sealed WHERE meter = ? AND first_at < ? AND last_at >= ?";
-        let blocks: Vec<Vec<u8>> =
-            query_scalar(sql).bind(meter).bind(before).bind(before).fetch_all(&mut self.connection).await?;
+        let sql = "SELECT block FROM sealed WHERE meter = ? AND from_at < ? AND first_at < ? AND last_at >= ?";
+        let blocks: Vec<Vec<u8>> = query_scalar(sql)
+            .bind(meter)
+            .bind(before)
+            .bind(before)
+            .bind(before)
+            .fetch_all(&mut self.connection)
+            .await?;
         for block in blocks {
             let older = seal::older(&block, before)?;
             found.messages = found.messages.saturating_add(older);
@@ -111,7 +118,7 @@ impl Forgetter {
         gone.messages = self.delete(sql, id, until, ROWS).await?;
         if gone.messages == 0 {
             let sql =
-                "DELETE FROM sealed WHERE id IN (SELECT id FROM sealed WHERE meter = ?1 AND last_at < ?2 LIMIT ?3)
+                "DELETE FROM sealed WHERE id IN (SELECT id FROM sealed WHERE meter = ?1 AND from_at < ?2 AND last_at < ?2 LIMIT ?3)
                 RETURNING messages";
             let blocks: Vec<i64> =
                 query_scalar(sql).bind(id).bind(until).bind(LARGE).fetch_all(&mut self.connection).await?;
@@ -122,7 +129,9 @@ impl Forgetter {
         }
         if gone.messages == 0 {
             let sql = "DELETE FROM quarter WHERE meter = ?1 AND (series, quarter) IN
-                (SELECT series, quarter FROM quarter WHERE meter = ?1 AND quarter * 900000 + late < ?2 LIMIT ?3)";
+                (SELECT quarter.series, quarter.quarter FROM series CROSS JOIN quarter
+                    ON quarter.meter = ?1 AND quarter.series = series.id AND quarter <= ?2 / 900000
+                    WHERE series.meter = ?1 AND quarter * 900000 + late < ?2 LIMIT ?3)";
             gone.quarters = self.delete(sql, id, until, ROWS).await?;
         }
         if gone.messages == 0 && gone.quarters == 0 {

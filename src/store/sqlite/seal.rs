@@ -232,8 +232,9 @@ pub(super) fn older(block: &[u8], before: i64) -> Result<u64, sqlx::Error> {
 /// Cuts what was measured before an instant from the first block that has both earlier and later messages. Returns how many went;
 /// 0: there is no such block.
 pub(super) async fn cut(connection: &mut SqliteConnection, meter: i64, before: i64) -> Result<u64, sqlx::Error> {
-    let sql = "SELECT id, block FROM sealed WHERE meter = ? AND first_at < ? AND last_at >= ? ORDER BY from_at LIMIT 1";
-    let found = query_as(sql).bind(meter).bind(before).bind(before);
+    let sql = "SELECT id, block FROM sealed WHERE meter = ? AND from_at < ? AND first_at < ? AND last_at >= ?
+        ORDER BY from_at LIMIT 1";
+    let found = query_as(sql).bind(meter).bind(before).bind(before).bind(before);
     let Some((id, bytes)): Option<(i64, Vec<u8>)> = found.fetch_optional(&mut *connection).await? else { return Ok(0) };
     let whole = Block::unseal(&bytes).map_err(|damaged| unreadable(damaged.to_string()))?;
     let mut left = Block::default();
