@@ -134,9 +134,6 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let registers = readings::print(&url, arguments.format).await?;
     if arguments.history.is_some() {
         usage::by_month(&url, ZONE, arguments.format).await?;
-    let registers = readings::print(&url, None, arguments.format).await?;
-    if arguments.history.is_some() {
-        usage::by_month(&url, ZONE, arguments.format == Format::Table).await?;
     }
     if arguments.data.is_some() {
         tell_commands(&url, &household);

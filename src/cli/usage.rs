@@ -87,23 +87,6 @@ pub(super) async fn by_month(url: &StoreUrl, zone: &str, format: RowFormat) -> R
     usage(arguments).await
 }
 
-/// Prints what was used in each month of that zone, of all that a database has: as a table, or else as JSON.
-pub(super) async fn by_month(url: &StoreUrl, zone: &str, as_table: bool) -> Result<Outcome, Failure> {
-    let arguments = Arguments {
-        config: PathBuf::new(),
-        store: Some(url.clone()),
-        by: Length::Month,
-        from: None,
-        until: None,
-        meter: Vec::new(),
-        register: Vec::new(),
-        zone: Some(zone.to_owned()),
-        compare: 0,
-        format: if as_table { Format::Table } else { Format::Json },
-    };
-    usage(arguments).await
-}
-
 pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
     let url = arguments.place.url()?;
     let zone = zone(arguments.zone.as_deref())?;

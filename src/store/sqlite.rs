@@ -263,8 +263,8 @@ impl Database for Sqlite {
             Err(error) => Err(error),
         };
         let more = self.end(result).await?;
-        shrink(&mut self.connection).await.map_err(|error| StoreError::sqlite(&self.path, error))?;
-        Ok(more)
+        let free = shrink(&mut self.connection).await.map_err(|error| StoreError::sqlite(&self.path, error))?;
+        Ok(more || free)
     }
 
     async fn abandon(self: Box<Self>) {
@@ -368,13 +368,14 @@ async fn note_size(connection: &mut SqliteConnection, bytes: u64) -> Result<Opti
     query_scalar(sql).bind(number(bytes)).fetch_optional(connection).await
 }
 
-/// Gives free pages back when they are more than an eighth of the file. Fewer are left: new messages
-/// fill them, and moving pages about wears an SD card.
-async fn shrink(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+/// Gives up to 4 MB of free pages back when they are more than an eighth of the file. Fewer are left: new messages
+/// fill them, and moving pages about wears an SD card. Returns whether there are more.
+async fn shrink(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     let sql = "SELECT freelist_count, page_count FROM pragma_freelist_count, pragma_page_count";
     let (free, pages): (i64, i64) = query_as(sql).fetch_one(&mut *connection).await?;
-    if free > pages / 8 {
-        raw_sql("PRAGMA incremental_vacuum(1000)").execute(connection).await?;
+    if free <= pages / 8 {
+        return Ok(false);
     }
-    Ok(())
+    raw_sql("PRAGMA incremental_vacuum(1000)").execute(connection).await?;
+    Ok(free > 1000)
 }

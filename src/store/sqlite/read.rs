@@ -117,15 +117,17 @@ impl Reader {
         let sql = format!("SELECT {COLUMNS} FROM message WHERE meter = ? AND at <= ? ORDER BY at DESC, n DESC LIMIT 1");
         let newest = query_as(sqlx::AssertSqlSafe(sql)).bind(meter.id).bind(at);
         let newest = newest.fetch_optional(&mut self.connection).await?.map(Message::read).transpose()?;
-        let sql = "SELECT from_at FROM sealed WHERE meter = ? AND first_at <= ? AND from_at <= ? AND last_at >= ?
+        // By the key from the instant backwards: of the span that holds it all may be later, of the one before nothing is.
+        let sql = "SELECT from_at FROM sealed WHERE meter = ? AND from_at <= ? AND first_at <= ?
             ORDER BY from_at DESC LIMIT 1";
-        let since = newest.as_ref().map_or(i64::MIN, |newest| newest.at);
-        let span = query_scalar(sql).bind(meter.id).bind(at).bind(at).bind(since);
+        let span = query_scalar(sql).bind(meter.id).bind(at).bind(at);
         let span: Option<i64> = span.fetch_optional(&mut self.connection).await?;
         let Some(span) = span else { return Ok(newest) };
+        let since = newest.as_ref().map_or(i64::MIN, |newest| newest.at);
         // Spans do not overlap, so this one has the newest, in one of its layouts.
-        let sql = "SELECT layout, block FROM sealed WHERE meter = ? AND from_at = ? AND first_at <= ?";
-        let blocks = query_as(sql).bind(meter.id).bind(span).bind(at);
+        let sql = "SELECT layout, block FROM sealed
+            WHERE meter = ? AND from_at = ? AND first_at <= ? AND last_at >= ?";
+        let blocks = query_as(sql).bind(meter.id).bind(span).bind(at).bind(since);
         let blocks: Vec<(i64, Vec<u8>)> = blocks.fetch_all(&mut self.connection).await?;
         let mut found = newest;
         for (layout, block) in blocks {
@@ -136,14 +138,22 @@ impl Reader {
         Ok(found)
     }
 
+    /// Where the last span begins that begins at or before an instant: what is later stands in it or behind it.
+    async fn span_before(&mut self, meter: &Meter, at: i64) -> Result<i64, sqlx::Error> {
+        let sql = "SELECT from_at FROM sealed WHERE meter = ? AND from_at <= ? ORDER BY from_at DESC LIMIT 1";
+        let span = query_scalar(sql).bind(meter.id).bind(at).fetch_optional(&mut self.connection).await?;
+        Ok(span.unwrap_or(i64::MIN))
+    }
+
     /// The first message of a meter behind an instant; of several at one instant the last stored.
     async fn next(&mut self, meter: &Meter, at: i64) -> Result<Option<Message>, sqlx::Error> {
         let sql = "SELECT min(at) FROM message WHERE meter = ? AND at > ?";
         let next = query_scalar(sql).bind(meter.id).bind(at);
         let next: Option<i64> = next.fetch_one(&mut self.connection).await?;
+        let since = self.span_before(meter, at).await?;
         let sql =
-            "SELECT from_at FROM sealed WHERE meter = ? AND until_at > ? AND last_at > ? ORDER BY from_at LIMIT 1";
-        let span = query_scalar(sql).bind(meter.id).bind(at).bind(at);
+            "SELECT from_at FROM sealed WHERE meter = ? AND from_at >= ? AND last_at > ? ORDER BY from_at LIMIT 1";
+        let span = query_scalar(sql).bind(meter.id).bind(since).bind(at);
         let span: Option<i64> = span.fetch_optional(&mut self.connection).await?;
         let mut first = next;
         if let Some(span) = span {
@@ -169,16 +179,15 @@ impl Reader {
         after: (i64, i64),
         most: usize,
     ) -> Result<Vec<Message>, sqlx::Error> {
-        let (mut messages, mut from) = (Vec::new(), i64::MIN);
+        let (mut messages, mut from) = (Vec::new(), self.span_before(meter, span.start).await?);
         while messages.len() < most {
-            let sql =
-                "SELECT min(from_at) FROM sealed WHERE meter = ? AND from_at > ? AND until_at > ? AND from_at < ?";
-            let next = query_scalar(sql).bind(meter.id).bind(from).bind(span.start).bind(span.end);
+            let sql = "SELECT min(from_at) FROM sealed WHERE meter = ? AND from_at >= ? AND from_at < ?";
+            let next = query_scalar(sql).bind(meter.id).bind(from).bind(span.end);
             let Some(next): Option<i64> = next.fetch_one(&mut self.connection).await? else { break };
-            from = next;
+            from = next.saturating_add(1);
             let sql = "SELECT layout, block FROM sealed WHERE meter = ? AND from_at = ?";
             let blocks: Vec<(i64, Vec<u8>)> =
-                query_as(sql).bind(meter.id).bind(from).fetch_all(&mut self.connection).await?;
+                query_as(sql).bind(meter.id).bind(next).fetch_all(&mut self.connection).await?;
             for (layout, block) in blocks {
                 let block = unseal(&block)?;
                 let rows = block.rows().filter(|row| span.contains(&row.at) && (row.at, row.n) > after);
