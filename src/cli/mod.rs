@@ -201,6 +201,11 @@ fn log_to_stderr(level: &str) {
     let filter =
         std::env::var("METERKAST_LOG").unwrap_or_else(|_| format!("{level},rumqttd=off,rumqttc=error,sqlx=warn"));
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
+    // It repeats lines of a password file that it cannot read.
+    let filter = match "sqlx_postgres::options::pgpass=off".parse() {
+        Ok(silence) => filter.add_directive(silence),
+        Err(_) => filter,
+    };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

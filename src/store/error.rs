@@ -72,9 +72,12 @@ pub enum Trouble {
     /// The disk fails.
     #[error("the disk does not read or write; look for its errors with `dmesg`, and replace the SD card")]
     Io,
-    /// No way to the server, or it went away.
+    /// Nobody answers, or the server went away.
     #[error("the server cannot be reached; is it running, and does `store.url` name its host and port?")]
     Unreachable,
+    /// Its host is unknown, or there is no way to it.
+    #[error("there is no way to the server; check the host in `store.url`, and the network")]
+    NoWay,
     /// The server did not answer in time.
     #[error("the server does not answer in time; look at what it does in pg_stat_activity, and at the network between")]
     Slow,
@@ -133,7 +136,7 @@ impl Trouble {
         matches!(
             self,
             Self::Other
-                | Self::Unreachable
+                | Self::NoWay
                 | Self::Tls
                 | Self::PasswordFile
                 | Self::NoTables
@@ -198,6 +201,22 @@ impl StoreError {
         let trouble = match &error {
             sqlx::Error::Database(error) => of_state(&error.code().unwrap_or_default()),
             sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut => Trouble::Slow,
+            // What rustls says of a certificate.
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Trouble::Tls,
+            // However it goes away and comes back, that is one trouble.
+            sqlx::Error::Io(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused
+                        | ErrorKind::ConnectionReset
+                        | ErrorKind::ConnectionAborted
+                        | ErrorKind::BrokenPipe
+                        | ErrorKind::NotConnected
+                        | ErrorKind::UnexpectedEof
+                ) =>
+            {
+                Trouble::NoWay
+            }
             sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => Trouble::Unreachable,
             sqlx::Error::Tls(_) => Trouble::Tls,
             _ => Trouble::Other,

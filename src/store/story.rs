@@ -451,7 +451,7 @@ async fn for_long_periods_few_values_are_read_and_say_the_same(ground: Ground) {
             _ => 99_000 + step * 40,
         };
         // Its decimals go with a new firmware; in between they come and go.
-        if step < 300 || (step < 320 && step % 3 == 0) { format!("{count}.250") } else { format!("{count}.5") }
+        if step < 300 || (step < 320 && step.is_multiple_of(3)) { format!("{count}.250") } else { format!("{count}.5") }
     };
     let mut points = Vec::new();
     let mut messages = Vec::new();

@@ -31,7 +31,9 @@ mod mutation;
 mod noise;
 mod parts;
 mod ports;
+#[allow(dead_code, reason = "the unit tests of the store use the rest")]
 mod postgres;
+mod postgres_faults;
 mod redact;
 mod samples;
 mod service;

@@ -18,10 +18,11 @@ use std::{
 };
 
 use meterkast::{
+    config::StoreUrl,
     moment::Moment,
     reading::Register,
     simulate::Household,
-    store::{Counts, Reader as _, sqlite::Reader},
+    store::{self, Counts},
     unit::Decimal,
 };
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
@@ -545,9 +546,14 @@ impl Meter {
 
     /// Waits until a database has exactly what the meters have counted: each message, and once.
     pub(crate) async fn is_stored_in(&self, database: &Path) {
+        self.is_stored_at(&StoreUrl::sqlite(database)).await;
+    }
+
+    /// The same, wherever it is.
+    pub(crate) async fn is_stored_at(&self, url: &StoreUrl) {
         let what = format!("{} messages in the store", self.messages());
-        until(&what, async || (counts(database).await?.messages >= self.messages() as u64).then_some(())).await;
-        let mut reader = Reader::open(database).await.unwrap();
+        until(&what, async || (counts_at(url).await?.messages >= self.messages() as u64).then_some(())).await;
+        let mut reader = store::read(url).await.unwrap();
         assert_eq!(reader.counts().await.unwrap().messages, self.messages() as u64);
         for ((meter, at), registers) in &self.books {
             let reports = reader.readings(Some(Moment::from_millis(*at, 60).unwrap())).await.unwrap();
@@ -563,5 +569,10 @@ impl Meter {
 
 /// What a database holds; None while there is none, or none yet that can be read.
 pub(crate) async fn counts(database: &Path) -> Option<Counts> {
-    Reader::open(database).await.ok()?.counts().await.ok()
+    counts_at(&StoreUrl::sqlite(database)).await
+}
+
+/// The same, wherever it is.
+pub(crate) async fn counts_at(url: &StoreUrl) -> Option<Counts> {
+    store::read(url).await.ok()?.counts().await.ok()
 }

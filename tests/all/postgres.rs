@@ -183,12 +183,17 @@ impl Postgres {
         run(Command::new(program("psql")).args(["-X", "-q", "-f"]).arg(script).arg(self.url("postgres")));
     }
 
+    /// Gives a file or folder to its user.
+    pub(crate) fn give(&self, path: &Path) {
+        run(Command::new("chown").arg(user().as_deref().unwrap_or(&own_id())).arg(path));
+    }
+
     /// Puts a copy of a file among its data that only its user may read.
     pub(crate) fn take(&self, file: &Path, name: &str) {
         let copy = self.data().join("main").join(name);
         fs::copy(file, &copy).unwrap();
         run(Command::new("chmod").arg("600").arg(&copy));
-        run(Command::new("chown").arg(user().as_deref().unwrap_or(&own_id())).arg(copy));
+        self.give(&copy);
     }
 }
 

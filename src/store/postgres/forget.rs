@@ -58,6 +58,8 @@ impl Forgetter {
 
     async fn step_once(&mut self, meter: &Meter, before: Option<i64>) -> Result<Option<Forgotten>, sqlx::Error> {
         let mut transaction = self.connection.begin().await?;
+        // As a store does that writes messages of it: none comes in between.
+        query("SELECT FROM meter WHERE id = $1 FOR UPDATE").bind(meter.id).execute(&mut *transaction).await?;
         let mut gone = Forgotten::default();
         let sql = "DELETE FROM message WHERE meter = $1 AND (at, n) IN (
             SELECT at, n FROM message WHERE meter = $1 AND at < coalesce($2, 'infinity')
@@ -143,6 +145,8 @@ impl Forget for Forgetter {
     }
 
     async fn wipe(&mut self) -> Result<bool, StoreError> {
+        let long = raw_sql("SET statement_timeout = 0").execute(&mut self.connection).await;
+        long.map_err(|error| StoreError::postgres(&self.place, error))?;
         let vacuum = raw_sql("VACUUM message, quarter, remark, refused, fall, series, meter");
         let vacuumed = vacuum.execute(&mut self.connection).await.map(|_| true);
         vacuumed.map_err(|error| StoreError::postgres(&self.place, error))

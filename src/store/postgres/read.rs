@@ -108,7 +108,8 @@ impl Reader {
             "SELECT meter.id, {COLUMNS}
             FROM meter CROSS JOIN LATERAL (SELECT * FROM message WHERE meter = meter.id AND {which} LIMIT 1) AS message"
         );
-        let rows: Vec<(i64, Millis, i64, i64, i64, Millis, i64, Option<i64>, Vec<i64>)> =
+        type Row = (i64, Millis, i64, i64, i64, Millis, i64, Option<i64>, Vec<i64>);
+        let rows: Vec<Row> =
             query_as(sqlx::AssertSqlSafe(sql)).bind(Millis(at)).fetch_all(&mut self.connection).await?;
         let mut found: HashMap<i64, Message> = HashMap::with_capacity(rows.len());
         for (meter, at, n, utc_offset, clock, received_at, layout, remark, values) in rows {

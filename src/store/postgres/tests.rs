@@ -17,7 +17,7 @@ use crate::{
     moment::Moment,
     payload::Message,
     store::{
-        Counts, Reader as _,
+        Counts, Quarters, Reader as _,
         story::{START, batch, counts, message, refused},
     },
 };
@@ -301,6 +301,12 @@ async fn errors_say_what_is_wrong_and_what_helps() {
     for error in complaints(&other(&port, &free)).await {
         assert!(error.contains("the server cannot be reached; is it running, and does `store.url` name"), "{error}");
     }
+    for error in complaints(&other("127.0.0.1", "host.invalid")).await {
+        assert!(
+            error.contains("there is no way to the server; check the host in `store.url`, and the network: "),
+            "{error}"
+        );
+    }
     for error in complaints(&url(&format!("{}?sslmode=require", here.secret()))).await {
         assert!(error.contains("no secure connection; look at `sslmode`"), "{error}");
     }
@@ -368,21 +374,27 @@ async fn a_connection_is_as_secure_as_the_url_asks() {
         let output = Command::new("openssl").args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    for name in ["server", "other"] {
-        let (key, certificate) = (at(&format!("{name}.key")), at(&format!("{name}.crt")));
-        let form = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"];
-        openssl(
-            &[&form[..], &["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate]].concat(),
-        );
+    let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    for ca in ["ca", "other"] {
+        let files = ["-keyout", &at(&format!("{ca}.key")), "-out", &at(&format!("{ca}.crt"))];
+        openssl(&[&["req", "-x509", "-days", "2", "-subj", "/CN=ca"], &new_key[..], &files].concat());
     }
+    let files = ["-keyout", &at("server.key"), "-out", &at("server.csr")];
+    openssl(&[&["req", "-subj", "/CN=server"], &new_key[..], &files].concat());
+    fs::write(at("server.ext"), "basicConstraints=critical,CA:FALSE\nsubjectAltName=IP:127.0.0.1\n").unwrap();
+    let (ca, files) = ([at("ca.crt"), at("ca.key")], [at("server.csr"), at("server.crt"), at("server.ext")]);
+    let ca = ["-CA", &ca[0], "-CAkey", &ca[1], "-CAcreateserial"];
+    openssl(
+        &[&["x509", "-req", "-days", "2"], &ca[..], &["-in", &files[0], "-out", &files[1], "-extfile", &files[2]]]
+            .concat(),
+    );
     server.stop();
     server.take(&folder.path().join("server.key"), "server.key");
     server.take(&folder.path().join("server.crt"), "server.crt");
     server.begin_with(&["ssl=on"]);
     let here = server.url(&server.database());
     let with = |parameters: &str| url(&format!("{here}?{parameters}"));
-    let mut store =
-        Postgres::open(&with(&format!("sslmode=verify-full&sslrootcert={}", at("server.crt")))).await.unwrap();
+    let mut store = Postgres::open(&with(&format!("sslmode=verify-full&sslrootcert={}", at("ca.crt")))).await.unwrap();
     let ssl = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert!(query_scalar::<_, bool>(ssl).fetch_one(&mut store.connection).await.unwrap());
     let mut store = Postgres::open(&with("sslmode=disable")).await.unwrap();
@@ -395,4 +407,78 @@ async fn a_connection_is_as_secure_as_the_url_asks() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_asked_and_written_is_found_by_keys() {
+    let (name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    for chunk in 0..10 {
+        let seconds = (chunk * 1000 + 1)..(chunk * 1000 + 1001);
+        let messages = seconds.map(|seq: u64| {
+            let mut message = message(seq, seq.cast_signed() * 30, &format!("{seq}.000"));
+            message.report.info = vec![("text".into(), (seq / 100).to_string().into())];
+            message
+        });
+        store.commit(&batch(messages)).await.unwrap();
+    }
+    Box::new(store).close().await.unwrap();
+    sql(&name, "ANALYZE");
+    // Small tables would be read from end to end although there is a key.
+    sql("postgres", &format!("ALTER DATABASE {name} SET enable_seqscan = off"));
+    let read = "SELECT relname || ' ' || seq_scan || ' ' || coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables
+        WHERE relname IN ('message', 'quarter', 'fall', 'series', 'layout', 'remark') ORDER BY relname";
+    // What was counted of a connection is known when it has ended.
+    let ended = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    let counted = async |before: &[String]| {
+        while sql(&name, ended) != ["0"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let counts = |line: &String| {
+            let mut words = line.split(' ').map(str::to_owned);
+            (
+                words.next().unwrap(),
+                words.next().unwrap().parse::<i64>().unwrap(),
+                words.next().unwrap().parse::<i64>().unwrap(),
+            )
+        };
+        let now: Vec<_> = sql(&name, read).iter().map(counts).collect();
+        for (before, now) in before.iter().map(counts).zip(&now) {
+            assert_eq!(now.1, before.1, "{} was read from end to end", now.0);
+            assert!(now.2 - before.2 < 1500, "{} rows of {} were read", now.2 - before.2, now.0);
+        }
+    };
+    assert_eq!(sql(&name, "SELECT count(*) FROM message"), ["10000"]);
+
+    let before = sql(&name, read);
+    let mut reader = Reader::open(&url).await.unwrap();
+    let at = Moment::from_millis(START + 100_000_000, 0).unwrap();
+    assert_eq!(reader.readings(None).await.unwrap().len(), 1);
+    assert_eq!(reader.readings(Some(at)).await.unwrap().len(), 1);
+    assert_eq!(reader.readings_after(at).await.unwrap().len(), 1);
+    let meter = reader.meters().await.unwrap().remove(0);
+    assert_eq!(reader.messages(&meter, at.millis()..i64::MAX, None, 100).await.unwrap().len(), 100);
+    assert_eq!(reader.messages(&meter, 0..i64::MAX, Some((at.millis(), 0)), 100).await.unwrap().len(), 100);
+    let series = reader.series(&meter).await.unwrap().remove(0);
+    let first = START / 900_000;
+    for which in [Quarters::All(first..first + 10), Quarters::Around { marks: vec![first + 20, first + 99], each: 2 }] {
+        assert!(reader.quarters(&series, &which).await.unwrap().len() >= 10);
+    }
+    drop(reader);
+    counted(&before).await;
+
+    let before = sql(&name, read);
+    let mut store = Postgres::open(&url).await.unwrap();
+    // Few: for many of so few rows the server rightly reads all.
+    let messages = (10_001..10_006u64).map(|seq| message(seq, seq.cast_signed() * 30, &format!("{seq}.000")));
+    assert_eq!(store.commit(&batch(messages)).await.unwrap().stored, 5);
+    assert!(!store.keep_up(Duration::from_secs(30 * 10_000)).await.unwrap());
+    Box::new(store).close().await.unwrap();
+    counted(&before).await;
+
+    let before = sql(&name, read);
+    let view = "SELECT count(*) FROM reading WHERE meter = 'E1' AND register = 'import_low'
+        AND measured_at >= '2026-11-22' AND measured_at < '2026-11-22 00:30'";
+    assert_eq!(sql(&name, view), ["60"]);
+    counted(&before).await;
 }

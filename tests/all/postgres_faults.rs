@@ -1,0 +1,300 @@
+//! The store with a real PostgreSQL server, and what happens to servers: down, crashed, full, read-only, of a newer schema, with another
+//! password. Whatever happens, what was acknowledged is there, nothing is there twice, it is said once, and goes on by itself.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use meterkast::config::StoreUrl;
+
+use crate::{
+    parts::{Broker, Client, Folder, Meter, Meterkast, Wire, until},
+    postgres::{GUARDED, Postgres},
+};
+
+/// A gateway, a server, and what is between them.
+struct House {
+    broker: Broker,
+    folder: Folder,
+    client: Client,
+    wire: Wire,
+    meter: Meter,
+    gateway: Meterkast,
+    server: Postgres,
+    database: String,
+}
+
+impl House {
+    /// All but the store.
+    async fn new(number: u64, server: Postgres) -> Self {
+        let database = server.database();
+        Self::at(number, server, database).await
+    }
+
+    /// The same, with a database that is there.
+    async fn at(number: u64, server: Postgres, database: String) -> Self {
+        let (broker, folder, wire) = (Broker::start().await, Folder::new(), Wire::new());
+        let client = Client::of(broker.port).await;
+        let config = format!(
+            "[gateway]\nid = \"gw-1\"\n[[p1]]\nport = \"{}\"\n[journal]\npath = \"{}\"\nsync = \"1s\"\nstores = [\"main\"]\n{}",
+            wire.path.display(),
+            folder.path("journal").display(),
+            broker.section()
+        );
+        let gateway = Meterkast::run(&folder.file("gateway.toml", config));
+        gateway.says("port p1: open").await;
+        gateway.says("connected to the broker").await;
+        Self { broker, folder, client, wire, meter: Meter::new(number), gateway, server, database }
+    }
+
+    fn url(&self) -> StoreUrl {
+        StoreUrl::parse(&self.server.url(&self.database)).unwrap()
+    }
+
+    /// A store of this `[store]`, which commits at once.
+    fn store_of(&self, section: &str) -> Meterkast {
+        let config = format!("[store]\n{section}commit = \"50ms\"\n{}", self.broker.section());
+        Meterkast::run(&self.folder.file("store.toml", config))
+    }
+
+    fn store(&self) -> Meterkast {
+        self.store_of(&format!("url = \"{}\"\n", self.url()))
+    }
+
+    /// A store that takes messages.
+    async fn store_that_works(&self) -> Meterkast {
+        let store = self.store();
+        store.says("connected to the broker as store").await;
+        store
+    }
+
+    /// The meter sends so many telegrams, and the gateway publishes what they hold.
+    async fn telegrams(&mut self, count: usize) {
+        for _ in 0..count {
+            self.wire.send(&self.meter.telegram()).await;
+            self.client.receives(self.meter.messages(), "/telegram").await;
+        }
+    }
+
+    async fn is_stored(&self) {
+        self.meter.is_stored_at(&self.url()).await;
+    }
+
+    /// What the store says of its database.
+    async fn database_is(&self, part: &str) {
+        until(&format!("health with the database `{part}`"), async || {
+            let health = self.client.under("_stores/main/health").last()?.json();
+            health["database"].as_str()?.contains(part).then_some(())
+        })
+        .await;
+    }
+}
+
+/// How often something was said.
+fn times(store: &Meterkast, part: &str) -> usize {
+    store.stderr().matches(part).count()
+}
+
+const UNREACHABLE: &str = "the server cannot be reached; is it running, and does `store.url` name its host and port?";
+
+#[test]
+fn a_server_keeps_what_it_committed_through_a_crash_and_asks_one_user_for_a_password() {
+    let mut server = Postgres::start();
+    let database = server.database();
+    server.sql(&database, "CREATE TABLE kept (a int)");
+    server.sql(&database, "INSERT INTO kept VALUES (7)");
+    assert_eq!(server.sql(&database, "SHOW fsync"), ["on"]);
+    server.sql(&database, &format!("CREATE ROLE {} LOGIN PASSWORD '{}'", GUARDED.0, GUARDED.1));
+    server.crash();
+    server.begin_with(&["default_transaction_read_only=on"]);
+    assert_eq!(server.sql(&database, "SELECT a FROM kept"), ["7"]);
+    server.stop();
+    server.begin();
+    assert_eq!(server.sql(&database, "SHOW default_transaction_read_only"), ["off"]);
+    let guarded = StoreUrl::parse(&server.url(&database).replace("postgres@", "guarded@")).unwrap();
+    let readings = crate::parts::meterkast(&["readings", "--store", &guarded.to_string()], b"");
+    assert_eq!(readings.code, Some(1));
+    assert!(readings.stderr.contains("the server refuses the user or its password"), "{}", readings.stderr);
+    let data = server.data();
+    drop(server);
+    assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_waited_for_and_one_that_crashes_loses_nothing() {
+    let mut server = Postgres::start();
+    let database = server.database();
+    server.stop();
+    let mut house = House::at(41, server, database).await;
+    let store = house.store();
+    store.says(&format!("{}: {UNREACHABLE}", house.url())).await;
+    house.telegrams(5).await;
+    house.database_is("the server cannot be reached").await;
+    house.server.begin();
+    house.is_stored().await;
+    house.database_is("ok").await;
+    for round in 2..=4 {
+        // In the middle of what it does.
+        house.wire.send(&house.meter.telegram()).await;
+        if round % 2 == 0 {
+            house.server.crash()
+        } else {
+            house.server.stop()
+        }
+        house.telegrams(10).await;
+        store.says_times(round, UNREACHABLE).await;
+        house.database_is("the server cannot be reached").await;
+        house.server.begin();
+        house.is_stored().await;
+        house.database_is("ok").await;
+    }
+    assert_eq!(times(&store, "the server cannot be reached"), 4, "said once each time: {}", store.stderr());
+    assert_eq!(times(&store, "ERROR"), 4, "and nothing else: {}", store.stderr());
+}
+
+#[tokio::test]
+async fn a_full_or_read_only_server_holds_everything_up_and_loses_nothing() {
+    let folder = Folder::new();
+    let small = folder.path("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m,mode=777", "tmpfs"]).arg(&small).status();
+    let mount = Mount(small.clone());
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("skipped: mounting is not allowed here");
+        return;
+    }
+    open_to_all(&small);
+    let server = Postgres::start();
+    server.give(&small);
+    server.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{}'", small.display()));
+    server.sql("postgres", "CREATE DATABASE small TABLESPACE small");
+    let mut house = House::at(42, server, "small".into()).await;
+    let store = house.store_that_works().await;
+    house.telegrams(2).await;
+    house.is_stored().await;
+    for round in 1..=2 {
+        let filler = small.join("filler");
+        let _ = Command::new("dd").args(["if=/dev/zero", "bs=4096"]).arg(format!("of={}", filler.display())).output();
+        while times(&store, "the server's disk is full; free space there") < round {
+            house.telegrams(20).await;
+        }
+        house.telegrams(20).await;
+        house.database_is("the server's disk is full").await;
+        fs::remove_file(filler).unwrap();
+        house.is_stored().await;
+        house.database_is("ok").await;
+    }
+    assert_eq!(times(&store, "the server's disk is full"), 2, "said once each time: {}", store.stderr());
+
+    house.server.stop();
+    house.server.begin_with(&["default_transaction_read_only=on"]);
+    store.says("the server is read-only: a replica, or default_transaction_read_only is on").await;
+    house.telegrams(5).await;
+    house.database_is("the server is read-only").await;
+    house.server.sql(
+        "postgres",
+        "SET default_transaction_read_only = off; ALTER DATABASE small SET default_transaction_read_only = off",
+    );
+    house.is_stored().await;
+    house.database_is("ok").await;
+    assert_eq!(times(&store, "the server is read-only"), 1);
+    drop(store);
+    drop(house);
+    drop(mount);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_named_and_not_shown_and_a_newer_schema_is_left_alone() {
+    let mut house = House::new(43, Postgres::start()).await;
+    let (user, password) = GUARDED;
+    house.server.sql("postgres", &format!("CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'"));
+    let secret = house.folder.file("password", "hunter2\n");
+    let url = house.url().to_string().replace("postgres@", &format!("{user}@"));
+    let mut store = house.store_of(&format!("url = \"{url}\"\npassword-file = \"{}\"\n", secret.display()));
+    store
+        .says(&format!(
+            "{url}: the server refuses the user or its password; check `store.url` and [store] password-file"
+        ))
+        .await;
+    house.telegrams(3).await;
+    house.database_is("the server refuses the user or its password").await;
+    // Put right, without a start.
+    fs::write(&secret, format!("{password}\n")).unwrap();
+    house.is_stored().await;
+    house.database_is("ok").await;
+    let said = house.client.under("").iter().map(|seen| seen.payload.clone()).collect::<String>() + &store.stderr();
+    assert!(!said.contains("hunter2") && !said.contains(password), "{said}");
+    assert!(store.terminate().await.0.success());
+
+    house.server.sql(&house.database, "INSERT INTO _sqlx_migrations SELECT 9999, '', now(), true, '', 0");
+    let store = house.store();
+    store.says("written by a newer meterkast (tables of version 9999); upgrade this one").await;
+    house.telegrams(3).await;
+    house.database_is("written by a newer meterkast").await;
+    let url = house.url().to_string();
+    let readings = crate::parts::meterkast(&["readings", "--store", &url], b"");
+    assert_eq!((readings.code, readings.stdout.as_str()), (Some(1), ""));
+    assert!(readings.stderr.contains("written by a newer meterkast"), "{}", readings.stderr);
+    house.server.sql(&house.database, "DELETE FROM _sqlx_migrations WHERE version = 9999");
+    house.is_stored().await;
+    assert_eq!(times(&store, "written by a newer meterkast"), 1);
+    assert!(house.gateway.stderr().contains("connected to the broker"));
+}
+
+#[tokio::test]
+async fn two_stores_share_what_comes_and_when_one_is_killed_nothing_is_lost_or_doubled() {
+    let mut house = House::new(44, Postgres::start()).await;
+    let config = format!("[store]\nurl = \"{}\"\ncommit = \"300ms\"\n{}", house.url(), house.broker.section());
+    let config = house.folder.file("store.toml", config);
+    let start = || Meterkast::run(&config);
+    let mut stores = vec![start(), start()];
+    for store in &stores {
+        store.says("connected to the broker as store").await;
+    }
+    let committed = |house: &House| {
+        let sql = "SELECT state_change FROM pg_stat_activity WHERE application_name = 'meterkast' AND query = 'COMMIT' ORDER BY pid";
+        house.server.sql(&house.database, sql)
+    };
+    let before = until("both connections", async || Some(committed(&house)).filter(|times| times.len() == 2)).await;
+    house.telegrams(10).await;
+    house.is_stored().await;
+    let both = async || {
+        let now = committed(&house);
+        (now.len() == 2 && now.iter().zip(&before).all(|(now, before)| now != before)).then_some(())
+    };
+    until("both have committed", both).await;
+    for _ in 0..3 {
+        // It holds what it took within the last 300 ms; others come while it is away.
+        house.telegrams(10).await;
+        stores.remove(0).kill();
+        house.telegrams(10).await;
+        house.is_stored().await;
+        stores.push(start());
+        stores[1].says("connected to the broker as store").await;
+    }
+    for mut store in stores {
+        assert!(store.terminate().await.0.success());
+        assert!(!store.stderr().contains("ERROR"), "{}", store.stderr());
+    }
+    until("the stores are offline", async || {
+        (house.client.under("_stores/main/status").last()?.payload == "offline").then_some(())
+    })
+    .await;
+}
+
+/// A mount that ends with its variable.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Lets every user pass through the folders above.
+fn open_to_all(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+}
