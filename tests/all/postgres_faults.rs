@@ -193,10 +193,9 @@ async fn a_full_or_read_only_server_holds_everything_up_and_loses_nothing() {
     store.says("the server is read-only: a replica, or default_transaction_read_only is on").await;
     house.telegrams(5).await;
     house.database_is("the server is read-only").await;
-    house.server.sql(
-        "postgres",
-        "SET default_transaction_read_only = off; ALTER DATABASE small SET default_transaction_read_only = off",
-    );
+    house
+        .server
+        .sql("postgres", "BEGIN READ WRITE; ALTER DATABASE small SET default_transaction_read_only = off; COMMIT");
     house.is_stored().await;
     house.database_is("ok").await;
     assert_eq!(times(&store, "the server is read-only"), 1);
