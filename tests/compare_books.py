@@ -36,6 +36,9 @@ def main():
         stored = {
             key(reading, reading["qualifiers"]): (reading["value"], reading["unit"], reading["at"]) for reading in lines(output)
         }
+        # What a meter recorded for a day before it was first read is known from later, and not in the books of the moment.
+        known = {register[0] for register in registers}
+        stored = {register: value for register, value in stored.items() if register[0] in known or register[3] is None}
         for register in registers.keys() | stored.keys():
             compared += 1
             if registers.get(register) != stored.get(register):

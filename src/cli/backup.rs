@@ -9,7 +9,11 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, Outcome, asked_to_end, export::part, place::Place};
+use super::{
+    Failure, Outcome, asked_to_end,
+    export::part,
+    place::{Place, is_same},
+};
 use crate::{
     config::StoreUrl,
     store::{
@@ -127,11 +131,6 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
-}
-
-/// Whether both names are of one file.
-fn is_same(one: &Path, other: &Path) -> bool {
-    fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
 }
 
 fn spinner() -> ProgressBar {

@@ -18,7 +18,7 @@ use tempfile::NamedTempFile;
 use super::{
     Failure, Outcome, asked_to_end,
     csv::{Cell, Rows},
-    place::{Place, chosen},
+    place::{Place, chosen, is_same},
     quiet_if_closed,
 };
 use crate::{
@@ -133,6 +133,10 @@ pub(super) async fn export(arguments: Arguments) -> Result<Outcome, Failure> {
     let mut reader = store::read(&url).await.map_err(Failure::world)?;
     let meters = reader.meters().await.map_err(Failure::world)?;
     let meters = chosen(meters, &arguments.meters)?;
+    if url.file().is_some_and(|database| is_same(database, &arguments.out)) {
+        let out = arguments.out.display();
+        return Err(Failure::usage(format!("--out {out}: is the database itself; name another file")));
+    }
     let mut out = Out::new(&arguments.out)?;
     let mut export = Export { sink: out.sink(arguments.format)?, rows: 0, progress: Progress::new(&meters, &span) };
     let work = async {

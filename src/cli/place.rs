@@ -1,6 +1,9 @@
 //! Which store a command asks, and which of its meters.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::Failure;
 use crate::{
@@ -19,19 +22,15 @@ pub(super) struct Place {
     #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
     config: PathBuf,
     /// The database, instead of a configuration: sqlite:///path
-    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse)]
-    store: Option<StoreUrl>,
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
 }
 
 impl Place {
     /// This database.
-    pub(super) fn of(url: &StoreUrl) -> Self {
-        Self { config: PathBuf::new(), store: Some(url.clone()) }
-    }
-
     pub(super) fn url(self) -> Result<StoreUrl, Failure> {
         if let Some(url) = self.store {
-            return Ok(url);
+            return parse(&url);
         }
         let config = Config::read(&self.config).map_err(Failure::usage)?;
         let no_store = || {
@@ -42,6 +41,16 @@ impl Place {
         };
         Ok(config.store.ok_or_else(no_store)?.url)
     }
+}
+
+/// Reads a URL that was given as an argument. The parser of arguments would repeat one that is wrong, with its password.
+pub(super) fn parse(url: &str) -> Result<StoreUrl, Failure> {
+    StoreUrl::parse(url).map_err(|error| Failure::usage(format!("--store: {error}")))
+}
+
+/// Whether both are the same file.
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
 }
 
 /// The meters of these names, or all when none is named. A name that no meter has is wrong usage: the nearest are named.

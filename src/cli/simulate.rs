@@ -20,7 +20,7 @@ use tokio_serial::{ClearBuffer, SerialPort, SerialStream};
 use super::{
     Failure, Outcome, asked_to_end,
     history::{self, Filling, Messages},
-    quiet_if_closed, table,
+    place, quiet_if_closed, table,
     terminal::{Link, terminal},
 };
 use crate::{
@@ -91,8 +91,8 @@ pub(super) struct Recorded {
     #[arg(long, value_enum, default_value_t = Form::Capture)]
     format: Form,
     /// Write no capture, but what a gateway makes of it into this database: sqlite:///path. Neither journal nor broker is between
-    #[arg(long, value_name = "URL", value_parser = StoreUrl::parse, conflicts_with_all = ["out", "format"])]
-    store: Option<StoreUrl>,
+    #[arg(long, value_name = "URL", conflicts_with_all = ["out", "format"])]
+    store: Option<String>,
     /// Write here what the meters hold at each month's end, at each exchange of a meter and at the end: an object of JSON a line, each
     /// register as the last report at or before then has it
     #[arg(long, value_name = "FILE")]
@@ -245,7 +245,7 @@ async fn live(arguments: &Recorded) -> Result<Outcome, Failure> {
     let (tape, gateway) = match &arguments.store {
         // Under which a replay has a meter that does not name itself.
         None => (record(arguments, tape, &progress)?, "replay"),
-        Some(url) => (store(url, tape, &description, &progress).await?, GATEWAY),
+        Some(url) => (store(&place::parse(url)?, tape, &description, &progress).await?, GATEWAY),
     };
     progress.finish_and_clear();
     if let (Some(path), Some(mut books)) = (&arguments.books, books) {

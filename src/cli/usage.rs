@@ -34,6 +34,13 @@ use crate::{
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+/// What is printed.
+#[derive(Debug, clap::Args)]
+struct Choice {
     /// How long the periods are
     #[arg(long, value_enum, default_value_t = Length::Day)]
     by: Length,
@@ -73,8 +80,7 @@ enum Length {
 
 /// Prints what was used in each month of that zone, of all that a database has.
 pub(super) async fn by_month(url: &StoreUrl, zone: &str, format: RowFormat) -> Result<Outcome, Failure> {
-    let arguments = Arguments {
-        place: Place::of(url),
+    let all = Choice {
         by: Length::Month,
         from: None,
         until: None,
@@ -84,23 +90,26 @@ pub(super) async fn by_month(url: &StoreUrl, zone: &str, format: RowFormat) -> R
         compare: 0,
         format,
     };
-    usage(arguments).await
+    print(url, all).await
 }
 
 pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
-    let url = arguments.place.url()?;
-    let zone = zone(arguments.zone.as_deref())?;
+    print(&arguments.place.url()?, arguments.choice).await
+}
+
+async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
+    let zone = zone(choice.zone.as_deref())?;
     let begin = |date: Date| {
         let midnight = zone.to_timestamp(date.to_datetime(Time::midnight()));
         midnight.map_err(|error| Failure::usage(format!("{date}: {error}")))
     };
-    let (from, until) = (arguments.from.map(begin).transpose()?, arguments.until.map(begin).transpose()?);
-    if let (Some(from), Some(until)) = (arguments.from, arguments.until)
+    let (from, until) = (choice.from.map(begin).transpose()?, choice.until.map(begin).transpose()?);
+    if let (Some(from), Some(until)) = (choice.from, choice.until)
         && from >= until
     {
         return Err(Failure::usage(format!("--from {from} --until {until}: there is no day between them")));
     }
-    let by = match arguments.by {
+    let by = match choice.by {
         Length::Total => By::Total,
         Length::Year => By::Year,
         Length::Month => By::Month,
@@ -110,12 +119,11 @@ pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
     };
     // A clock that leapt ahead once must not stand for the present until that day comes.
     let future = Timestamp::now().checked_add(24.hours()).unwrap_or(Timestamp::MAX);
-    let question = Question { by, zone, from, until, years: arguments.compare, future };
+    let question = Question { by, zone, from, until, years: choice.compare, future };
 
-    let mut reader = store::read(&url).await.map_err(Failure::world)?;
-    let mut counters = counters(reader.as_mut(), &arguments.meter).await.map_err(Failure::world)?;
-    if let Some(name) = arguments.meter.iter().find(|name| counters.iter().all(|counter| counter.meter.name != **name))
-    {
+    let mut reader = store::read(url).await.map_err(Failure::world)?;
+    let mut counters = counters(reader.as_mut(), &choice.meter).await.map_err(Failure::world)?;
+    if let Some(name) = choice.meter.iter().find(|name| counters.iter().all(|counter| counter.meter.name != **name)) {
         let known = reader.meters().await.map_err(Failure::world)?;
         let known: Vec<_> = known.iter().map(|meter| escape(meter.name.as_bytes())).collect();
         let (name, known) = (escape(name.as_bytes()), known.join(", "));
@@ -123,10 +131,10 @@ pub(super) async fn usage(arguments: Arguments) -> Result<Outcome, Failure> {
             "--meter {name}: nothing was counted by it in {url}, which knows: {known}"
         )));
     }
-    let asked = |counter: &Counter| arguments.register.iter().any(|name| name == counter.register.as_str());
-    counters.retain(|counter| arguments.register.is_empty() || asked(counter));
+    let asked = |counter: &Counter| choice.register.iter().any(|name| name == counter.register.as_str());
+    counters.retain(|counter| choice.register.is_empty() || asked(counter));
 
-    let mut printer = Printer::new(arguments.format, &question, &counters)?;
+    let mut printer = Printer::new(choice.format, &question, &counters)?;
     let mut any = false;
     for counter in &counters {
         let curve = counter.curve(reader.as_mut(), &question).await.map_err(Failure::world)?;

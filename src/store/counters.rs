@@ -141,7 +141,10 @@ impl Counter {
         }) else {
             return Ok(Curve::default());
         };
-        let (marks, spans) = needed(question, whole);
+        let (mut marks, spans) = needed(question, whole);
+        // Where a meter takes over, the curve of the one before ends: what is next to that is needed, too.
+        let begins = chain.iter().skip(1).filter_map(|ends| ends.iter().map(|&(_, first, _)| first).min());
+        marks.extend(begins.flat_map(|begin| [begin, begin.saturating_add(1)]));
         let mut curve = Curve::default();
         for ends in chain {
             let mut points = Vec::new();

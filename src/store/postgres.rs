@@ -30,7 +30,7 @@ use sqlx::{
 
 use super::{
     Committed, Database, Incoming, Read, Reread, Size, StoreError, Trouble, draw, ledgers::EPOCHS, number,
-    tables::Tables as _, write,
+    tables::Tables as _, unreadable, write,
 };
 use crate::{config::PostgresUrl, delivery::EpochAck};
 
@@ -138,9 +138,20 @@ impl Postgres {
         let committed = write::write(&mut self.connection, batch).await?;
         self.prune_refused(batch).await?;
         // Which start gateways are told must be that of the moment: another store may have opened the database since.
-        self.started = query_scalar("SELECT started FROM store").fetch_one(&mut self.connection).await?;
+        self.look_at_start().await?;
         self.end().await?;
         Ok(committed)
+    }
+
+    /// Learns of another start. Under another generation nothing more is said: the database was restored, and is opened anew.
+    async fn look_at_start(&mut self) -> Result<(), sqlx::Error> {
+        let sql = "SELECT generation, started FROM store";
+        let (generation, started): (String, String) = query_as(sql).fetch_one(&mut self.connection).await?;
+        if generation != self.generation {
+            return Err(unreadable("it was restored while it was in use; it is opened anew"));
+        }
+        self.started = started;
+        Ok(())
     }
 
     async fn keep_up_once(&mut self, retention: Duration) -> Result<bool, sqlx::Error> {
@@ -213,7 +224,7 @@ impl Database for Postgres {
     async fn epochs(&mut self, gateway: &str) -> Result<Vec<EpochAck>, StoreError> {
         let asked = async {
             // First the start, then what was confirmed: never something newer under an older start's name alone.
-            self.started = query_scalar("SELECT started FROM store").fetch_one(&mut self.connection).await?;
+            self.look_at_start().await?;
             self.connection.newest_ledgers(&[gateway], EPOCHS).await
         };
         let ledgers = within(ANSWER, asked).await;

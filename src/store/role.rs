@@ -57,6 +57,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const UPKEEP: Duration = Duration::from_secs(600);
 /// Between its steps, while there is more to do: what has arrived goes first.
 const UPKEEP_STEP: Duration = Duration::from_secs(1);
+/// 0001-01-01T00:00:00Z, in ms since 1970.
+const YEAR_ONE: i64 = -62_135_596_800_000;
 /// The loop turns at least so often, to show that it lives.
 const TURN: Duration = Duration::from_secs(10);
 /// What the trouble of a database means.
@@ -251,6 +253,8 @@ impl Role {
         if topic == self.status_topic() {
             if payload == "offline" && self.trouble.is_none() {
                 self.say_online();
+                // Or they would send again what they know to be stored.
+                self.greetings.extend(self.lives.names().cloned());
             }
         } else {
             self.take(topic, payload);
@@ -627,6 +631,12 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
         Ok(message)
             if topic::level(&message.envelope.gateway) == gateway && topic::level(&message.report.meter) == meter =>
         {
+            // Not all databases have a calendar before it, and no meter has.
+            let early = |at: &Moment| at.millis() < YEAR_ONE;
+            if message.report.measured_at.iter().chain([&message.received_at]).any(early) {
+                let reason = "its time is before the year 1".to_owned();
+                return Err(Unreadable { reason, schema: 0, envelope: Some(Box::new(message.envelope)) });
+            }
             return Ok(message);
         }
         message => message,

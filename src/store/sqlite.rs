@@ -28,7 +28,7 @@ use sqlx::{
 };
 
 use super::{
-    Committed, Database, Incoming, Read, Reread, Size, StoreError, draw, json, ledgers::EPOCHS, number,
+    Committed, Database, Incoming, Read, Reread, Size, StoreError, Trouble, draw, json, ledgers::EPOCHS, number,
     tables::Tables as _, write,
 };
 use crate::delivery::EpochAck;
@@ -47,7 +47,7 @@ mod plans;
 mod tests;
 
 use file::Identity;
-use seal::Unsealable;
+use seal::Sealer;
 
 pub use backup::{Contents, copy, restore};
 pub use forget::Forgetter;
@@ -73,7 +73,7 @@ pub struct Sqlite {
     identity: Identity,
     /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
     unpruned: (usize, usize),
-    unsealable: Unsealable,
+    sealer: Sealer,
     /// As it was at the last upkeep.
     bytes_a_day: Option<i64>,
     _lock: File,
@@ -126,7 +126,7 @@ impl Sqlite {
             unfinished: false,
             identity,
             unpruned,
-            unsealable: Unsealable::new(),
+            sealer: Sealer::default(),
             bytes_a_day: None,
             _lock: lock,
         })
@@ -165,8 +165,8 @@ impl Sqlite {
         let deleted = delete_older(&mut self.connection, keep).await?;
         let ledgers = tables::delete_ancient(&mut self.connection, EPOCHS, number(RETAIN_ROWS)).await?;
         let mut more = deleted || ledgers >= RETAIN_ROWS;
-        while !more && seal::seal(&mut self.connection, &mut self.unsealable).await? {
-            more = begin.elapsed() >= STEP;
+        if !more {
+            more = seal::seal(&mut self.connection, &mut self.sealer, begin + STEP).await?;
         }
         let bytes = self.bytes();
         self.bytes_a_day = note_size(&mut self.connection, bytes).await?;
@@ -282,6 +282,19 @@ impl Database for Sqlite {
     }
 }
 
+/// Whether tables of this version are those that this program asks.
+fn check_version(path: &Path, version: i64) -> Result<(), StoreError> {
+    let place = path.display().to_string();
+    match MIGRATIONS.iter().map(|migration| migration.version).max() {
+        Some(known) if known == version => Ok(()),
+        Some(known) if known > version => {
+            let source = "its tables are of an older version; a daemon of this version brings them up to date when it opens it: start it anew";
+            Err(StoreError::Database { place, trouble: Trouble::Other, source: source.into() })
+        }
+        _ => Err(StoreError::Newer { place, version }),
+    }
+}
+
 /// Whether a process writes this database now.
 pub fn is_held(path: &Path) -> bool {
     path.exists() && matches!(lock(path), Err(StoreError::Held(_)))
@@ -325,14 +338,10 @@ async fn generation(connection: &mut SqliteConnection, anew: bool) -> Result<Str
 async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<bool, sqlx::Error> {
     // A meter's clock that ran ahead once must not make everything before look old: an instant more
     // than a day after its reception is not taken as the newest.
-    let sql = "SELECT id, (
-            SELECT at FROM message AS new
-            WHERE new.meter = meter.id AND new.at <= new.received_at + 86400000 ORDER BY at DESC LIMIT 1
-        ) - ? FROM meter";
-    let meters: Vec<(i64, Option<i64>)> = query_as(sql).bind(keep).fetch_all(&mut *connection).await?;
+    let meters: Vec<i64> = query_scalar("SELECT id FROM meter").fetch_all(&mut *connection).await?;
     let mut left = RETAIN_ROWS;
-    for (meter, before) in meters {
-        let Some(before) = before else { continue };
+    for meter in meters {
+        let before = newest(connection, meter).await?.saturating_sub(keep);
         let sql = "DELETE FROM message WHERE meter = ?1 AND (at, n) IN
             (SELECT at, n FROM message WHERE meter = ?1 AND at < ?2 ORDER BY at, n LIMIT ?3) RETURNING remark";
         let remarks: Vec<Option<i64>> =
@@ -355,6 +364,16 @@ async fn delete_older(connection: &mut SqliteConnection, keep: i64) -> Result<bo
         }
     }
     Ok(false)
+}
+
+/// When a meter's newest message was measured. A clock that ran ahead once must not make everything else look old: an instant
+/// more than a day after its reception is not taken; of a clock that stays ahead the newest reception is.
+async fn newest(connection: &mut SqliteConnection, meter: i64) -> Result<i64, sqlx::Error> {
+    let sql = "SELECT coalesce(
+        (SELECT max(at) FROM (SELECT at, received_at FROM message WHERE meter = ?1 ORDER BY at DESC, n DESC LIMIT 1000)
+            WHERE at <= received_at + 86400000),
+        (SELECT last_seen FROM meter WHERE id = ?1))";
+    query_scalar(sql).bind(meter).fetch_one(connection).await
 }
 
 /// Notes how large the database is today. Returns how much it grew in a day since the oldest note of up to 30 days ago.

@@ -453,7 +453,7 @@ async fn for_long_periods_few_values_are_read_and_say_the_same(ground: Ground) {
         // Its decimals go with a new firmware; in between they come and go.
         if step < 300 || (step < 320 && step.is_multiple_of(3)) { format!("{count}.250") } else { format!("{count}.5") }
     };
-    let mut points = Vec::new();
+    let (mut placed, mut replacing) = (Vec::new(), Vec::new());
     let mut messages = Vec::new();
     for step in 0..840 {
         let seconds = begin / 1000 + 7200 * i64::try_from(step).unwrap();
@@ -463,17 +463,27 @@ async fn for_long_periods_few_values_are_read_and_say_the_same(ground: Ground) {
             message.report.info.push(("predecessor".into(), "OLD".into()));
         }
         let at = message.report.measured_at.unwrap().instant();
-        points.push(Point { at, value: message.report.readings[0].value });
+        let of_meter = if step < 600 { &mut placed } else { &mut replacing };
+        of_meter.push(Point { at, value: message.report.readings[0].value });
+        messages.push(message);
+    }
+    // The old meter hangs elsewhere now, and goes on.
+    for step in 600..640 {
+        let seconds = begin / 1000 + 7200 * i64::try_from(step).unwrap() + 1800;
+        let mut message = message(step + 1000, seconds, &shown(step));
+        message.report.meter = "OLD".into();
+        let at = message.report.measured_at.unwrap().instant();
+        placed.push(Point { at, value: message.report.readings[0].value });
         messages.push(message);
     }
     // A clock that leapt ahead.
-    messages.push(message(841, begin / 1000 + 86_400 * 4000, "999999.5"));
-    messages[840].report.meter = "NEW".into();
+    let mut ahead = message(841, begin / 1000 + 86_400 * 4000, "999999.5");
+    ahead.report.meter = "NEW".into();
+    messages.push(ahead);
     store.commit(&batch(messages)).await.unwrap();
 
-    let (old, new) = points.split_at(600);
     let curve = |points: &[Point], decimals| Curve::new(points.iter().copied(), &Unit::KWH, decimals);
-    let whole = curve(old, 3).then(curve(new, 1));
+    let whole = curve(&placed, 3).then(curve(&replacing, 1));
     let mut reader = ground.read().await;
     let found = counters(&mut *reader, &[]).await.unwrap();
     let named: Vec<_> = found.iter().map(|counter| (counter.meter.name.as_str(), counter.register.as_str())).collect();
@@ -503,7 +513,7 @@ async fn for_long_periods_few_values_are_read_and_say_the_same(ground: Ground) {
     let question =
         Question { by: By::Year, zone: TimeZone::UTC, from: None, until: None, years: 0, future: jiff::Timestamp::MAX };
     let read = old[0].curve(&mut *reader, &question).await.unwrap();
-    assert_eq!(read.total(), curve(&points[..600], 3).total());
+    assert_eq!(read.total(), curve(&placed, 3).total());
 }
 
 async fn the_views_have_the_same_columns_in_each_database(ground: Ground) {

@@ -420,6 +420,21 @@ fn replay_keeps_the_pace_that_it_is_told() {
 }
 
 #[test]
+fn a_password_in_an_argument_is_not_repeated() {
+    let wrong = "postgres://me:hunter2@host:port/db";
+    for command in [
+        &["readings"][..],
+        &["usage"],
+        &["export"],
+        &["simulate", "household", "--from", "2026-01-01T00:00:00Z", "--until", "2026-01-02T00:00:00Z"],
+    ] {
+        let ended = meterkast(&[command, &["--store", wrong]].concat(), b"");
+        assert_eq!(ended.code, Some(2), "{command:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("--store") && !ended.stderr.contains("hunter2"), "{command:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn the_demo_shows_registers_of_four_media() {
     let ended = meterkast(&["demo", "--seconds", "6", "--format", "json"], b"");
     assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -177,6 +177,10 @@ fn every_register_in_the_store_is_what_the_meters_count() {
                 register(&line, &line["qualifiers"], "at")
             })
             .collect();
+        // What a meter recorded for a day before it was first read is known from later, and not in the books of the moment.
+        let read: std::collections::BTreeSet<_> =
+            stored.keys().filter(|name| name[3] == "null").map(|name| name[0].clone()).collect();
+        let stored: Registers = stored.into_iter().filter(|(name, _)| read.contains(&name[0])).collect();
         assert_eq!(&stored, registers, "at {moment}");
         assert!(stored.len() > 60, "{}", stored.len());
     }

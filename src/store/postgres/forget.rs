@@ -9,13 +9,15 @@
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection, query, query_as, raw_sql};
 
-use super::{Reader, connect, instant::Millis};
+use super::{Reader, connect, instant::Millis, tables::delete_span};
 use crate::{
     config::PostgresUrl,
     delivery::topic,
     store::{Forget, Forgotten, Meter, StoreError},
 };
 
+/// The end of our calendar: 9999-12-31, in ms since 1970.
+const LATEST: i64 = 253_402_300_799_999;
 /// Most rows of a step.
 const ROWS: i64 = 1000;
 /// Most refused messages of a step: they are large.
@@ -61,11 +63,8 @@ impl Forgetter {
         // As a store does that writes messages of it: none comes in between.
         query("SELECT FROM meter WHERE id = $1 FOR UPDATE").bind(meter.id).execute(&mut *transaction).await?;
         let mut gone = Forgotten::default();
-        let sql = "DELETE FROM message WHERE meter = $1 AND (at, n) IN (
-            SELECT at, n FROM message WHERE meter = $1 AND at < coalesce($2, 'infinity')
-            ORDER BY at, n LIMIT $3)";
-        let delete = query(sql).bind(meter.id).bind(before.map(Millis)).bind(ROWS);
-        gone.messages = delete.execute(&mut *transaction).await?.rows_affected();
+        let messages = delete_span(&mut transaction, meter.id, Millis(before.unwrap_or(LATEST)), ROWS).await?;
+        gone.messages = u64::try_from(messages.len()).unwrap_or(u64::MAX);
         if gone.messages == 0 {
             let sql = "DELETE FROM quarter WHERE meter = $1 AND (series, quarter) IN (
                 SELECT series, quarter FROM quarter

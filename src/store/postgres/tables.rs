@@ -403,23 +403,46 @@ pub(super) async fn size(connection: &mut PgConnection) -> Result<Size, sqlx::Er
     Ok(Size { bytes: bytes.unsigned_abs(), bytes_a_day })
 }
 
+/// Deletes the oldest messages of a meter before an instant, about `most` of them; of one instant all or none. Returns their remarks. The
+/// instants are constants of the statement, because TimescaleDB chooses by them what it decompresses.
+pub(super) async fn delete_span(
+    connection: &mut PgConnection,
+    meter: i64,
+    before: Millis,
+    most: i64,
+) -> Result<Vec<Option<i64>>, sqlx::Error> {
+    let sql = "SELECT at FROM message WHERE meter = $1 AND at < $2 ORDER BY at LIMIT 1 OFFSET $3";
+    let nth = async |connection: &mut PgConnection, place: i64| {
+        let nth = query_scalar(sql).bind(meter).bind(before).bind(place);
+        nth.fetch_optional(connection).await
+    };
+    let Some(first): Option<Millis> = nth(&mut *connection, 0).await? else { return Ok(Vec::new()) };
+    let end: Option<Millis> = nth(&mut *connection, most).await?;
+    let end = end.map_or(before, |end| Millis(end.0.max(first.0.saturating_add(1))));
+    let sql = "DELETE FROM message WHERE meter = $1 AND at >= $2 AND at < $3 RETURNING remark";
+    query_scalar(sql).bind(meter).bind(first).bind(end).fetch_all(connection).await
+}
+
 /// Deletes messages more than `keep` ms before their meter's newest, and the remarks that only they had. Returns how many messages.
 async fn delete_older(connection: &mut PgConnection, keep: i64, most: i64) -> Result<u64, sqlx::Error> {
-    // A meter's clock that ran ahead once must not make everything before look old: an instant more
-    // than a day after its reception is not taken as the newest.
-    let sql = "WITH newest AS (
-            SELECT id AS meter, (
-                SELECT at FROM message WHERE meter = meter.id AND at <= received_at + interval '1 day' ORDER BY at DESC LIMIT 1
-            ) AS at FROM meter
-        ), old AS (
-            SELECT old.* FROM newest CROSS JOIN LATERAL (
-                SELECT meter, at, n FROM message
-                WHERE meter = newest.meter AND at < newest.at - $1 * interval '1 millisecond' ORDER BY at LIMIT $2
-            ) AS old WHERE newest.at > 'epoch' LIMIT $2
-        )
-        DELETE FROM message USING old
-        WHERE message.meter = old.meter AND message.at = old.at AND message.n = old.n RETURNING message.meter, remark";
-    let gone: Vec<(i64, Option<i64>)> = query_as(sql).bind(keep).bind(most).fetch_all(&mut *connection).await?;
+    // A clock that ran ahead once must not make everything else look old: an instant more than a day after its reception is
+    // not taken as the newest; of a clock that stays ahead the newest reception is.
+    let sql = "SELECT id, coalesce((
+            SELECT max(at) FROM (
+                SELECT at, received_at FROM message WHERE meter = meter.id ORDER BY at DESC, n DESC LIMIT 1000
+            ) AS newest WHERE at <= received_at + interval '1 day'
+        ), last_seen) FROM meter";
+    let meters: Vec<(i64, Millis)> = query_as(sql).fetch_all(&mut *connection).await?;
+    let mut gone: Vec<(i64, Option<i64>)> = Vec::new();
+    for (meter, newest) in meters {
+        let left = most.saturating_sub(i64::try_from(gone.len()).unwrap_or(i64::MAX));
+        if left <= 0 {
+            break;
+        }
+        let before = Millis(newest.0.saturating_sub(keep));
+        let remarks = delete_span(connection, meter, before, left).await?;
+        gone.extend(remarks.into_iter().map(|remark| (meter, remark)));
+    }
     if gone.is_empty() {
         return Ok(0);
     }

@@ -18,10 +18,10 @@ use sqlx::{
     ConnectOptions as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteConnectOptions,
 };
 
-use super::{MIGRATIONS, Sqlite, is_held, seal};
+use super::{Sqlite, is_held, seal};
 use crate::{
     delivery::topic,
-    store::{Database as _, Forget, Forgotten, Meter, StoreError, Trouble},
+    store::{Database as _, Forget, Forgotten, Meter, StoreError},
 };
 
 /// Most rows of a step.
@@ -59,18 +59,8 @@ impl Forgetter {
         let mut connection = options.connect().await.map_err(|error| StoreError::sqlite(path, error))?;
         let version = query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut connection).await;
         let version: i64 = version.map_err(|error| StoreError::sqlite(path, error))?;
-        match MIGRATIONS.iter().map(|migration| migration.version).max() {
-            Some(known) if known == version => Ok(Self { path: path.to_owned(), connection }),
-            Some(known) if known > version => {
-                let source = "its tables are of an older version; restart the daemon that writes it, so that they are brought up to date";
-                Err(StoreError::Database {
-                    place: path.display().to_string(),
-                    trouble: Trouble::Other,
-                    source: source.into(),
-                })
-            }
-            _ => Err(StoreError::Newer { place: path.display().to_string(), version }),
-        }
+        super::check_version(path, version)?;
+        Ok(Self { path: path.to_owned(), connection })
     }
 
     async fn weigh_all(&mut self, meter: i64, before: i64, ends: &[String; 2]) -> Result<Forgotten, sqlx::Error> {

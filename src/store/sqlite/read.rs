@@ -16,10 +16,7 @@ use sqlx::{
     sqlite::SqliteConnectOptions,
 };
 
-use super::{
-    MIGRATIONS,
-    seal::{COLUMNS, Columns},
-};
+use super::seal::{COLUMNS, Columns};
 use crate::{
     layout::Layout,
     moment::Moment,
@@ -79,10 +76,8 @@ impl Reader {
             }
             error => error,
         })?;
-        match MIGRATIONS.version_exists(version) {
-            true => Ok(Self { path: path.to_owned(), connection, layouts: HashMap::new(), remarks: HashMap::new() }),
-            false => Err(StoreError::Newer { place: path.display().to_string(), version }),
-        }
+        super::check_version(path, version)?;
+        Ok(Self { path: path.to_owned(), connection, layouts: HashMap::new(), remarks: HashMap::new() })
     }
 
     pub(super) async fn close(self) -> Result<(), sqlx::Error> {

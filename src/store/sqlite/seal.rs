@@ -11,10 +11,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
+    time::Instant,
 };
 
 use sqlx::{SqliteConnection, query, query_as, query_scalar};
 
+use super::newest;
 use crate::{
     sealed::{Block, Row},
     store::{json, rows::Message, tables::There, unreadable},
@@ -55,24 +57,41 @@ impl Message {
     }
 }
 
-/// Spans that cannot be sealed, by meter and first instant: a block that is there already is damaged, or full.
-pub(super) type Unsealable = BTreeSet<(i64, i64)>;
+/// What is remembered from step to step.
+#[derive(Debug, Default)]
+pub(super) struct Sealer {
+    /// The meter that was looked at last.
+    meter: Option<i64>,
+    /// Spans that cannot be sealed, by meter and first instant: a block that is there already is damaged, or full.
+    unsealable: BTreeSet<(i64, i64)>,
+}
 
-/// Seals the first span that is finished and not sealed, in a transaction that is begun. Returns whether there was one.
-pub(super) async fn seal(connection: &mut SqliteConnection, unsealable: &mut Unsealable) -> Result<bool, sqlx::Error> {
-    let meters: Vec<i64> = query_scalar("SELECT id FROM meter ORDER BY id").fetch_all(&mut *connection).await?;
+/// Seals spans that are finished, in a transaction that is begun, and begins none after `deadline`. Returns whether there may be more.
+pub(super) async fn seal(
+    connection: &mut SqliteConnection,
+    sealer: &mut Sealer,
+    deadline: Instant,
+) -> Result<bool, sqlx::Error> {
+    let meters = "SELECT id FROM meter WHERE id > ? ORDER BY id";
+    let meters = query_scalar(meters).bind(sealer.meter.unwrap_or(i64::MIN));
+    let meters: Vec<i64> = meters.fetch_all(&mut *connection).await?;
     for meter in meters {
-        while let Some(span) = finished(connection, meter, unsealable).await? {
+        while let Some(span) = finished(connection, meter, &sealer.unsealable).await? {
             let key = (meter, span.start);
-            match seal_span(connection, meter, span).await? {
-                Ok(()) => return Ok(true),
-                Err(reason) => {
-                    tracing::warn!("store: messages of meter {meter} are not sealed: {reason}");
-                    unsealable.insert(key);
-                }
+            if let Err(reason) = seal_span(connection, meter, span).await? {
+                tracing::warn!("store: messages of meter {meter} are not sealed: {reason}");
+                sealer.unsealable.insert(key);
+            }
+            if Instant::now() >= deadline {
+                return Ok(true);
             }
         }
+        sealer.meter = Some(meter);
+        if Instant::now() >= deadline {
+            return Ok(true);
+        }
     }
+    sealer.meter = None;
     Ok(false)
 }
 
@@ -80,12 +99,9 @@ pub(super) async fn seal(connection: &mut SqliteConnection, unsealable: &mut Uns
 async fn finished(
     connection: &mut SqliteConnection,
     meter: i64,
-    unsealable: &Unsealable,
+    unsealable: &BTreeSet<(i64, i64)>,
 ) -> Result<Option<Range<i64>>, sqlx::Error> {
-    // A meter's clock that ran ahead once must not make the present look finished.
-    let newest = "SELECT at FROM message WHERE meter = ? AND at <= received_at + 86400000 ORDER BY at DESC LIMIT 1";
-    let newest: Option<i64> = query_scalar(newest).bind(meter).fetch_optional(&mut *connection).await?;
-    let Some(known_until) = newest.map(|newest| newest.saturating_sub(GRACE)) else { return Ok(None) };
+    let known_until = newest(connection, meter).await?.saturating_sub(GRACE);
     let mut from = i64::MIN;
     loop {
         let first = "SELECT at FROM message WHERE meter = ? AND at >= ? AND at < ? ORDER BY at LIMIT 1";
@@ -101,6 +117,7 @@ async fn finished(
             own.map_or(from, |(_, until)| until.max(from))..next.unwrap_or(i64::MAX).min(from.saturating_add(length))
         };
         let (hour, day) = (free(HOUR), free(DAY));
+        let day_end = day.end;
         let span = match own {
             // Late.
             Some((from, until)) if at < until => Some(from..until),
@@ -114,6 +131,10 @@ async fn finished(
         match span {
             Some(span) if !unsealable.contains(&(meter, span.start)) => return Ok(Some(span)),
             Some(span) => from = span.end,
+            // Fewer than an hour needs: they wait for the end of their day.
+            None if count(connection, meter, &(hour.end..known_until)).await? < ENOUGH && day_end > known_until => {
+                return Ok(None);
+            }
             None => from = hour.end,
         }
     }
