@@ -329,7 +329,6 @@ fn wrong_usage_is_told_from_everything_else() {
         &["replay", "--speed", "fast", "file"],
         &["decode", "--format", "xml"],
         &["readings", "--at", "yesterday"],
-        &["readings", "--store", "mysql://x"],
         &["demo", "--seconds", "0"],
         &["demo", "--history", "2w"],
         &["demo", "--history", "16y"],
@@ -421,6 +420,8 @@ fn replay_keeps_the_pace_that_it_is_told() {
 
 #[test]
 fn a_password_in_an_argument_is_not_repeated() {
+    let ended = meterkast(&["readings", "--store", "mysql://x"], b"");
+    assert!(ended.code == Some(2) && ended.stderr.contains("--store: the URL of the store is neither"), "{ended:?}");
     let wrong = "postgres://me:hunter2@host:port/db";
     for command in [
         &["readings"][..],
