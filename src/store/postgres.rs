@@ -48,6 +48,8 @@ pub(super) mod server;
 #[cfg(test)]
 mod tests;
 
+use tables::Session;
+
 pub use forget::Forgetter;
 pub use read::Reader;
 
@@ -85,7 +87,7 @@ const SESSION: &str = "
 pub struct Postgres {
     /// The URL as it may be shown.
     place: String,
-    connection: PgConnection,
+    session: Session,
     generation: String,
     started: String,
     /// Whether a transaction was begun and not ended: a call that was dropped half-way leaves it so.
@@ -112,7 +114,8 @@ impl Postgres {
         let size = within(ANSWER, tables::size(&mut connection)).await;
         let size = size.map_err(|error| StoreError::postgres(&place, error))?;
         let unpruned = (usize::MAX, usize::MAX);
-        Ok(Self { place, connection, generation, started, unfinished: false, size, unpruned })
+        let session = Session::new(connection);
+        Ok(Self { place, session, generation, started, unfinished: false, size, unpruned })
     }
 
     /// Finding what is beyond the bounds reads all refused messages: not for every batch of a flood.
@@ -127,7 +130,7 @@ impl Postgres {
         let due = rows >= 1000 || bytes >= 6 * 1024 * 1024;
         self.unpruned = (rows, bytes);
         if due {
-            tables::prune_refused(&mut self.connection).await?;
+            tables::prune_refused(&mut self.session.connection).await?;
             self.unpruned = (0, 0);
         }
         Ok(())
@@ -135,7 +138,7 @@ impl Postgres {
 
     async fn commit_once(&mut self, batch: &[Incoming]) -> Result<Committed, sqlx::Error> {
         self.begin().await?;
-        let committed = write::write(&mut self.connection, batch).await?;
+        let committed = write::write(&mut self.session, batch).await?;
         self.prune_refused(batch).await?;
         // Which start gateways are told must be that of the moment: another store may have opened the database since.
         self.look_at_start().await?;
@@ -146,7 +149,7 @@ impl Postgres {
     /// Learns of another start. Under another generation nothing more is said: the database was restored, and is opened anew.
     async fn look_at_start(&mut self) -> Result<(), sqlx::Error> {
         let sql = "SELECT generation, started FROM store";
-        let (generation, started): (String, String) = query_as(sql).fetch_one(&mut self.connection).await?;
+        let (generation, started): (String, String) = query_as(sql).fetch_one(&mut self.session.connection).await?;
         if generation != self.generation {
             return Err(unreadable("it was restored while it was in use; it is opened anew"));
         }
@@ -156,31 +159,31 @@ impl Postgres {
 
     async fn keep_up_once(&mut self, retention: Duration) -> Result<bool, sqlx::Error> {
         self.begin().await?;
-        let more = tables::keep_up(&mut self.connection, retention.min(LONGEST), number(RETAIN_ROWS)).await?;
-        self.size = tables::size(&mut self.connection).await?;
+        let more = tables::keep_up(&mut self.session.connection, retention.min(LONGEST), number(RETAIN_ROWS)).await?;
+        self.size = tables::size(&mut self.session.connection).await?;
         self.end().await?;
         Ok(more)
     }
 
     async fn reread_once(&mut self, schema: u32, read: &Read<'_>) -> Result<Reread, sqlx::Error> {
         self.begin().await?;
-        let reread = write::reread(&mut self.connection, schema, read).await?;
+        let reread = write::reread(&mut self.session, schema, read).await?;
         self.end().await?;
         Ok(reread)
     }
 
     async fn begin(&mut self) -> Result<(), sqlx::Error> {
         if self.unfinished {
-            raw_sql("ROLLBACK").execute(&mut self.connection).await?;
+            raw_sql("ROLLBACK").execute(&mut self.session.connection).await?;
         }
         self.unfinished = true;
         // Rows that were waited for are read as they are then, whatever the server's default.
-        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut self.connection).await.map(drop)
+        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut self.session.connection).await.map(drop)
     }
 
     async fn end(&mut self) -> Result<(), sqlx::Error> {
         // A transaction that failed answers COMMIT with a rollback, and no error; none of ours gets here.
-        raw_sql("COMMIT").execute(&mut self.connection).await?;
+        raw_sql("COMMIT").execute(&mut self.session.connection).await?;
         self.unfinished = false;
         Ok(())
     }
@@ -193,7 +196,8 @@ impl Postgres {
         };
         self.unpruned = (usize::MAX, usize::MAX);
         // The next call would begin with it; but other stores wait for what is held.
-        if !error.needs_reopening() && within(FAREWELL, raw_sql("ROLLBACK").execute(&mut self.connection)).await.is_ok()
+        if !error.needs_reopening()
+            && within(FAREWELL, raw_sql("ROLLBACK").execute(&mut self.session.connection)).await.is_ok()
         {
             self.unfinished = false;
         }
@@ -217,7 +221,7 @@ impl Database for Postgres {
     }
 
     async fn gateways(&mut self) -> Result<Vec<String>, StoreError> {
-        let gateways = within(ANSWER, tables::gateways(&mut self.connection)).await;
+        let gateways = within(ANSWER, tables::gateways(&mut self.session.connection)).await;
         gateways.map_err(|error| StoreError::postgres(&self.place, error))
     }
 
@@ -225,7 +229,7 @@ impl Database for Postgres {
         let asked = async {
             // First the start, then what was confirmed: never something newer under an older start's name alone.
             self.look_at_start().await?;
-            self.connection.newest_ledgers(&[gateway], EPOCHS).await
+            self.session.newest_ledgers(&[gateway], EPOCHS).await
         };
         let ledgers = within(ANSWER, asked).await;
         let mut ledgers = ledgers.map_err(|error| StoreError::postgres(&self.place, error))?;
@@ -270,8 +274,8 @@ impl Database for Postgres {
     }
 
     async fn close(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { place, connection, .. } = *self;
-        within(FAREWELL, connection.close()).await.map_err(|error| StoreError::postgres(&place, error))
+        let Self { place, session, .. } = *self;
+        within(FAREWELL, session.connection.close()).await.map_err(|error| StoreError::postgres(&place, error))
     }
 }
 

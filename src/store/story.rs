@@ -575,6 +575,8 @@ async fn what_is_forgotten_leaves_no_row(ground: Ground) {
     // The gateway is not asked for it again, and what the meter sends from now on is of a new one.
     assert_eq!(counts_of(&mut store, message(7, 6300, "7.000")).await, [0, 0, 1, 0]);
     assert_eq!(counts_of(&mut store, message(60, 36_900, "41.000")).await, [1, 0, 0, 0]);
+    let sql = "SELECT CAST(count(*) AS TEXT) FROM quarter_hour WHERE meter = 'E1'";
+    assert_eq!(ground.column(sql).await, ["1"]);
 }
 
 async fn counts_of(store: &mut Box<dyn Database>, message: Message) -> [u64; 4] {

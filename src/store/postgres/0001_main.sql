@@ -35,9 +35,7 @@ CREATE TABLE meter (
     -- When its first message was received, by the gateway's clock.
     first_seen  timestamptz NOT NULL,
     -- When its last message was received, by the gateway's clock.
-    last_seen   timestamptz NOT NULL,
-    -- How many rows `message` has of it, because counting them reads the whole table.
-    messages    bigint NOT NULL DEFAULT 0
+    last_seen   timestamptz NOT NULL
 ) WITH (fillfactor = 50); -- Rows change all the time, and their pages have room for that.
 
 -- What the values of a message mean. Few rows: a meter sends the same registers in every telegram.

@@ -88,10 +88,6 @@ impl Forgetter {
         let done = gone == Forgotten::default();
         if done {
             finish(&mut transaction, meter.id, before).await?;
-        } else {
-            let count = "UPDATE meter SET messages = messages - $2 WHERE id = $1";
-            let less = i64::try_from(gone.messages).unwrap_or(i64::MAX);
-            query(count).bind(meter.id).bind(less).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         Ok((!done).then_some(gone))

@@ -156,7 +156,7 @@ impl store::Reader for Reader {
     }
 
     async fn counts(&mut self) -> Result<Counts, StoreError> {
-        let sql = "SELECT count(*), coalesce(sum(messages), 0)::bigint, (SELECT count(*) FROM refused) FROM meter";
+        let sql = "SELECT (SELECT count(*) FROM meter), (SELECT count(*) FROM message), (SELECT count(*) FROM refused)";
         let error = self.error();
         let counts = query_as(sql).fetch_one(&mut self.connection).await;
         let (meters, messages, refused): (i64, i64, i64) = counts.map_err(error)?;

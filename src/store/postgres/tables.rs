@@ -1,9 +1,11 @@
 //! The tables in PostgreSQL: lists go in as arrays, a column each, whatever their length.
 //!
 //! Enters and leaves: see [`Tables`]. Rows are taken in the order in which they come in.
+//!
+//! What is remembered from one transaction to the next is only what was there before a transaction began: nothing of it is undone.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -27,6 +29,48 @@ use crate::{
 /// Who does the upkeep holds this lock, as long as its transaction lasts.
 const UPKEEP_LOCK: i64 = 0x6d65_7465_726b_6173;
 
+/// Most meters whose series are remembered, and most series whose quarter-hours are.
+const REMEMBERED: usize = 100_000;
+
+/// A connection, and what it need not ask again.
+pub(super) struct Session {
+    pub(super) connection: PgConnection,
+    /// Series by meter: register, unit, decimals, number.
+    series: HashMap<i64, Vec<(String, String, u8, i64)>>,
+    /// A quarter-hour of each series that is known at least as early as this: its number, and the rank.
+    quarters: HashMap<i64, (i64, (bool, i64))>,
+}
+
+impl Session {
+    pub(super) fn new(connection: PgConnection) -> Self {
+        Self { connection, series: HashMap::new(), quarters: HashMap::new() }
+    }
+
+    fn known_series(&self, row: &SeriesRow<'_>) -> Option<i64> {
+        let all = self.series.get(&row.meter)?.iter();
+        let mut same = all
+            .filter(|(register, unit, scale, _)| (&**register, &**unit, *scale) == (row.register, row.unit, row.scale));
+        same.next().map(|(.., id)| *id)
+    }
+
+    /// The numbers of series that are there, by their place in the list.
+    async fn find_series(&mut self, series: &[&SeriesRow<'_>]) -> Result<HashMap<usize, i64>, sqlx::Error> {
+        let sql = "SELECT place, series.id
+            FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) WITH ORDINALITY
+                AS key (meter, register, unit, scale, place)
+            JOIN series USING (meter, register, unit, scale)";
+        let found: Vec<(i64, i64)> = query_as(sql)
+            .bind(column(series, |row| row.meter))
+            .bind(column(series, |row| row.register))
+            .bind(column(series, |row| row.unit))
+            .bind(column(series, |row| i16::from(row.scale)))
+            .fetch_all(&mut self.connection)
+            .await?;
+        let place = |place: i64| usize::try_from(place).unwrap_or_default().saturating_sub(1);
+        Ok(found.into_iter().map(|(at, id)| (place(at), id)).collect())
+    }
+}
+
 /// One column of some rows.
 fn column<'r, R, T>(rows: &'r [R], of: impl FnMut(&'r R) -> T) -> Vec<T> {
     rows.iter().map(of).collect()
@@ -39,22 +83,27 @@ fn array(values: &[i64]) -> String {
     format!("{{{list}}}")
 }
 
-impl Tables for PgConnection {
+impl Tables for Session {
     async fn ledgers(&mut self, runs: &BTreeSet<(&str, Epoch)>) -> Result<Vec<LedgerRow>, sqlx::Error> {
         let runs: Vec<_> = runs.iter().collect();
         let gateways = column(&runs, |(gateway, _)| keep(gateway));
         let epochs = column(&runs, |(_, epoch)| epoch.to_string());
-        // A row that is not there cannot be held.
-        let insert = "INSERT INTO ledger (gateway, epoch, through, have, lost, stored, repeated, refused, touched)
-            SELECT gateway, epoch, 0, '[]', '[]', 0, 0, 0, 0 FROM unnest($1::text[], $2::text[]) AS run (gateway, epoch)
-            ON CONFLICT DO NOTHING";
-        query(insert).bind(&gateways).bind(&epochs).execute(&mut *self).await?;
         let select = format!(
             "SELECT {LEDGER} FROM unnest($1::text[], $2::text[]) AS run (gateway, epoch) JOIN ledger USING (gateway, epoch)
             ORDER BY gateway, epoch FOR UPDATE OF ledger"
         );
-        let rows = query_as(sqlx::AssertSqlSafe(select)).bind(gateways).bind(epochs);
-        rows.fetch_all(self).await?.into_iter().map(|row| read_ledger(restored(row))).collect()
+        let held = query_as(sqlx::AssertSqlSafe(select.clone())).bind(&gateways).bind(&epochs);
+        let mut rows: Vec<Columns> = held.fetch_all(&mut self.connection).await?;
+        if rows.len() < runs.len() {
+            // A row that is not there cannot be held.
+            let insert = "INSERT INTO ledger (gateway, epoch, through, have, lost, stored, repeated, refused, touched)
+                SELECT gateway, epoch, 0, '[]', '[]', 0, 0, 0, 0 FROM unnest($1::text[], $2::text[]) AS run (gateway, epoch)
+                ON CONFLICT DO NOTHING";
+            query(insert).bind(&gateways).bind(&epochs).execute(&mut self.connection).await?;
+            let held = query_as(sqlx::AssertSqlSafe(select)).bind(gateways).bind(epochs);
+            rows = held.fetch_all(&mut self.connection).await?;
+        }
+        rows.into_iter().map(|row| read_ledger(restored(row))).collect()
     }
 
     async fn save_ledgers(&mut self, ledgers: &[(&str, Epoch, &Ledger)]) -> Result<(), sqlx::Error> {
@@ -78,7 +127,7 @@ impl Tables for PgConnection {
             .bind(count(0))
             .bind(count(1))
             .bind(count(2))
-            .execute(self)
+            .execute(&mut self.connection)
             .await
             .map(drop)
     }
@@ -93,7 +142,7 @@ impl Tables for PgConnection {
         );
         let rows =
             query_as(sqlx::AssertSqlSafe(sql)).bind(column(gateways, |gateway| keep(gateway))).bind(i64::from(most));
-        let rows: Vec<Columns> = rows.fetch_all(self).await?;
+        let rows: Vec<Columns> = rows.fetch_all(&mut self.connection).await?;
         let mut acks = by_gateway(rows.into_iter().map(restored).collect())?;
         // What was kept otherwise than it is may have another place.
         acks.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -105,7 +154,7 @@ impl Tables for PgConnection {
             "UPDATE ledger SET stored = stored + $1, repeated = repeated + $2, refused = greatest(refused - $3, 0)
             WHERE gateway = $4 AND epoch = $5";
         let update = query(sql).bind(stored).bind(repeated).bind(stored.saturating_add(repeated)).bind(keep(run.0));
-        update.bind(run.1.to_string()).execute(self).await.map(drop)
+        update.bind(run.1.to_string()).execute(&mut self.connection).await.map(drop)
     }
 
     async fn meters(&mut self, heard: &[MeterRow<'_>]) -> Result<HashMap<String, i64>, sqlx::Error> {
@@ -130,7 +179,7 @@ impl Tables for PgConnection {
             .bind(column(heard, |meter| meter.predecessor.map(keep)))
             .bind(column(heard, |meter| Millis(meter.first_seen)))
             .bind(column(heard, |meter| Millis(meter.last_seen)))
-            .fetch_all(self)
+            .fetch_all(&mut self.connection)
             .await?;
         Ok(rows.into_iter().map(|(name, id)| (restore(name), id)).collect())
     }
@@ -138,7 +187,7 @@ impl Tables for PgConnection {
     async fn layouts(&mut self, texts: &[String]) -> Result<Vec<i64>, sqlx::Error> {
         let select = "SELECT id FROM unnest($1::text[]) WITH ORDINALITY AS text (spec, place)
             JOIN layout ON digest = sha256(convert_to(text.spec, 'UTF8')) ORDER BY place";
-        let ids: Vec<i64> = query_scalar(select).bind(texts).fetch_all(&mut *self).await?;
+        let ids: Vec<i64> = query_scalar(select).bind(texts).fetch_all(&mut self.connection).await?;
         if ids.len() == texts.len() {
             return Ok(ids);
         }
@@ -146,8 +195,8 @@ impl Tables for PgConnection {
         let insert = "INSERT INTO layout (digest, spec)
             SELECT sha256(convert_to(spec, 'UTF8')), spec FROM unnest($1::text[]) AS text (spec) ORDER BY 1
             ON CONFLICT DO NOTHING";
-        query(insert).bind(texts).execute(&mut *self).await?;
-        query_scalar(select).bind(texts).fetch_all(self).await
+        query(insert).bind(texts).execute(&mut self.connection).await?;
+        query_scalar(select).bind(texts).fetch_all(&mut self.connection).await
     }
 
     async fn there(&mut self, keys: &BTreeSet<(i64, i64)>) -> Result<HashMap<(i64, i64), Vec<There>>, sqlx::Error> {
@@ -158,7 +207,7 @@ impl Tables for PgConnection {
             .bind(column(&keys, |(meter, _)| *meter))
             .bind(column(&keys, |(_, at)| Millis(*at)))
             .bind(column(&keys, |(_, at)| *at))
-            .fetch_all(self)
+            .fetch_all(&mut self.connection)
             .await?;
         let mut there: HashMap<_, Vec<_>> = HashMap::new();
         for (meter, at, n, layout, values) in rows {
@@ -168,22 +217,24 @@ impl Tables for PgConnection {
     }
 
     async fn remarks(&mut self, remarks: &[RemarkRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-        let sql = "WITH kept AS (
+        let sql = "WITH said AS MATERIALIZED (
+                SELECT meter, sha256(convert_to(content, 'UTF8')) AS digest, content, first_at, last_at, place
+                FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) WITH ORDINALITY
+                    AS said (meter, content, first_at, last_at, place)
+            ), kept AS (
                 INSERT INTO remark (meter, digest, content, first_at, last_at)
-                SELECT meter, sha256(convert_to(content, 'UTF8')), content, first_at, last_at
-                FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS said (meter, content, first_at, last_at)
+                SELECT meter, digest, content, first_at, last_at FROM said ORDER BY place
                 ON CONFLICT (meter, digest) DO UPDATE SET
                 first_at = least(remark.first_at, excluded.first_at), last_at = greatest(remark.last_at, excluded.last_at)
                 RETURNING meter, digest, id
             )
-            SELECT kept.id FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS said (meter, content, place)
-            JOIN kept ON kept.meter = said.meter AND kept.digest = sha256(convert_to(said.content, 'UTF8')) ORDER BY place";
+            SELECT kept.id FROM said JOIN kept USING (meter, digest) ORDER BY place";
         let ids: Vec<i64> = query_scalar(sql)
             .bind(column(remarks, |remark| remark.meter))
             .bind(column(remarks, |remark| remark.content))
             .bind(column(remarks, |remark| Millis(remark.first_at)))
             .bind(column(remarks, |remark| Millis(remark.last_at)))
-            .fetch_all(self)
+            .fetch_all(&mut self.connection)
             .await?;
         if ids.len() == remarks.len() { Ok(ids) } else { Err(sqlx::Error::RowNotFound) }
     }
@@ -195,9 +246,8 @@ impl Tables for PgConnection {
                 $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $8::text[],
                 $9::bigint[]
             ) AS said (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)"#;
-        let meters = column(messages, |message| message.meter);
         query(insert)
-            .bind(&meters)
+            .bind(column(messages, |message| message.meter))
             .bind(column(messages, |message| Millis(message.at.millis())))
             .bind(column(messages, |message| message.n))
             .bind(column(messages, |message| message.at.offset_minutes()))
@@ -206,41 +256,64 @@ impl Tables for PgConnection {
             .bind(column(messages, |message| message.layout))
             .bind(column(messages, |message| array(&message.values)))
             .bind(column(messages, |message| message.remark))
-            .execute(&mut *self)
-            .await?;
-        // The rows of these meters are held since they were heard.
-        let count = "UPDATE meter SET messages = messages + more
-            FROM (SELECT id, count(*) AS more FROM unnest($1::bigint[]) AS said (id) GROUP BY id) AS said WHERE meter.id = said.id";
-        query(count).bind(meters).execute(self).await.map(drop)
+            .execute(&mut self.connection)
+            .await
+            .map(drop)
     }
 
     async fn series(&mut self, series: &[SeriesRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-        let select = "SELECT series.id
-            FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) WITH ORDINALITY
-                AS key (meter, register, unit, scale, place)
-            JOIN series USING (meter, register, unit, scale) ORDER BY place";
-        let insert = "INSERT INTO series (meter, register, unit, scale)
-            SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) ON CONFLICT DO NOTHING";
-        let meters = column(series, |row| row.meter);
-        let registers = column(series, |row| row.register);
-        let units = column(series, |row| row.unit);
-        let scales = column(series, |row| i16::from(row.scale));
-        let ids: Vec<i64> = query_scalar(select)
-            .bind(&meters)
-            .bind(&registers)
-            .bind(&units)
-            .bind(&scales)
-            .fetch_all(&mut *self)
-            .await?;
-        if ids.len() == series.len() {
-            return Ok(ids);
+        let mut ids: Vec<Option<i64>> = series.iter().map(|row| self.known_series(row)).collect();
+        let unknown = |ids: &[Option<i64>]| -> Vec<usize> {
+            ids.iter().enumerate().filter_map(|(place, id)| id.is_none().then_some(place)).collect()
+        };
+        for insert in [false, true] {
+            let places = unknown(&ids);
+            let rows: Vec<&SeriesRow<'_>> = places.iter().filter_map(|place| series.get(*place)).collect();
+            if rows.is_empty() {
+                break;
+            }
+            if insert {
+                let sql = "INSERT INTO series (meter, register, unit, scale)
+                    SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) ON CONFLICT DO NOTHING";
+                query(sql)
+                    .bind(column(&rows, |row| row.meter))
+                    .bind(column(&rows, |row| row.register))
+                    .bind(column(&rows, |row| row.unit))
+                    .bind(column(&rows, |row| i16::from(row.scale)))
+                    .execute(&mut self.connection)
+                    .await?;
+            }
+            let found = self.find_series(&rows).await?;
+            if self.series.len() > REMEMBERED {
+                self.series.clear();
+            }
+            for (at, (place, row)) in places.iter().zip(&rows).enumerate() {
+                let Some(&id) = found.get(&at) else { continue };
+                if let Some(entry) = ids.get_mut(*place) {
+                    *entry = Some(id);
+                }
+                // Those that are new are there for good only when the transaction has ended.
+                if !insert {
+                    let known = self.series.entry(row.meter).or_default();
+                    known.push((row.register.to_owned(), row.unit.to_owned(), row.scale, id));
+                }
+            }
         }
-        query(insert).bind(&meters).bind(&registers).bind(&units).bind(&scales).execute(&mut *self).await?;
-        query_scalar(select).bind(meters).bind(registers).bind(units).bind(scales).fetch_all(self).await
+        ids.into_iter().map(|id| id.ok_or(sqlx::Error::RowNotFound)).collect()
     }
 
     async fn keep_quarters(&mut self, quarters: &[QuarterRow]) -> Result<(), sqlx::Error> {
         // Most messages say nothing of their quarter-hour that is not known better: those touch no row.
+        let rank = |row: &QuarterRow| (row.unsynchronised, row.late);
+        let known = |row: &&QuarterRow| {
+            self.quarters
+                .get(&row.series)
+                .is_some_and(|(quarter, known)| *quarter == row.quarter && *known <= rank(row))
+        };
+        let quarters: Vec<&QuarterRow> = quarters.iter().filter(|row| !known(row)).collect();
+        if quarters.is_empty() {
+            return Ok(());
+        }
         let keep = "INSERT INTO quarter (meter, series, quarter, late, unsynchronised, value)
             SELECT said.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[])
                 AS said (meter, series, quarter, late, unsynchronised, value)
@@ -254,14 +327,20 @@ impl Tables for PgConnection {
             WHERE (excluded.unsynchronised, excluded.late) < (quarter.unsynchronised, quarter.late)
             RETURNING meter, series, quarter";
         let changed: Vec<(i64, i64, i64)> = query_as(keep)
-            .bind(column(quarters, |row| row.meter))
-            .bind(column(quarters, |row| row.series))
-            .bind(column(quarters, |row| row.quarter))
-            .bind(column(quarters, |row| row.late))
-            .bind(column(quarters, |row| row.unsynchronised))
-            .bind(column(quarters, |row| row.value))
-            .fetch_all(&mut *self)
+            .bind(column(&quarters, |row| row.meter))
+            .bind(column(&quarters, |row| row.series))
+            .bind(column(&quarters, |row| row.quarter))
+            .bind(column(&quarters, |row| row.late))
+            .bind(column(&quarters, |row| row.unsynchronised))
+            .bind(column(&quarters, |row| row.value))
+            .fetch_all(&mut self.connection)
             .await?;
+        let written: HashSet<(i64, i64)> = changed.iter().map(|(_, series, quarter)| (*series, *quarter)).collect();
+        if self.quarters.len() > REMEMBERED {
+            self.quarters.clear();
+        }
+        let there = quarters.iter().filter(|row| !written.contains(&(row.series, row.quarter)));
+        self.quarters.extend(there.map(|row| (row.series, (row.quarter, rank(row)))));
         if changed.is_empty() {
             return Ok(());
         }
@@ -294,7 +373,7 @@ impl Tables for PgConnection {
             .bind(column(&changed, |(meter, ..)| *meter))
             .bind(column(&changed, |(_, series, _)| *series))
             .bind(column(&changed, |(.., quarter)| *quarter))
-            .execute(self)
+            .execute(&mut self.connection)
             .await
             .map(drop)
     }
@@ -318,7 +397,7 @@ impl Tables for PgConnection {
             .bind(i64::from(payload::SCHEMA))
             .bind(keep(reason))
             .bind(payload)
-            .execute(&mut *self)
+            .execute(&mut self.connection)
             .await?;
         }
         Ok(())
@@ -329,18 +408,18 @@ impl Tables for PgConnection {
         let sql = "SELECT id, topic, payload FROM refused WHERE schema > readable AND schema <= $1
             ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED";
         let rows: Vec<(i64, String, Vec<u8>)> =
-            query_as(sql).bind(i64::from(schema)).bind(i64::from(most)).fetch_all(self).await?;
+            query_as(sql).bind(i64::from(schema)).bind(i64::from(most)).fetch_all(&mut self.connection).await?;
         Ok(rows.into_iter().map(|(id, topic, payload)| RefusedRow { id, topic: restore(topic), payload }).collect())
     }
 
     async fn delete_refused(&mut self, ids: &[i64]) -> Result<(), sqlx::Error> {
-        query("DELETE FROM refused WHERE id = ANY ($1)").bind(ids).execute(self).await.map(drop)
+        query("DELETE FROM refused WHERE id = ANY ($1)").bind(ids).execute(&mut self.connection).await.map(drop)
     }
 
     async fn still_refused(&mut self, schema: u32, reasons: &[(i64, String)]) -> Result<(), sqlx::Error> {
         for (id, reason) in reasons {
             let update = query("UPDATE refused SET reason = $1, readable = $2 WHERE id = $3");
-            update.bind(keep(reason)).bind(i64::from(schema)).bind(id).execute(&mut *self).await?;
+            update.bind(keep(reason)).bind(i64::from(schema)).bind(id).execute(&mut self.connection).await?;
         }
         Ok(())
     }
@@ -446,14 +525,10 @@ async fn delete_older(connection: &mut PgConnection, keep: i64, most: i64) -> Re
     if gone.is_empty() {
         return Ok(0);
     }
-    // Sorted, as those who write messages take them.
-    let count = "WITH held AS (
-            SELECT id, less FROM meter JOIN (
-                SELECT id, count(*) AS less FROM unnest($1::bigint[]) AS gone (id) GROUP BY id
-            ) AS gone USING (id) ORDER BY name FOR UPDATE OF meter
-        )
-        UPDATE meter SET messages = messages - less FROM held WHERE meter.id = held.id";
-    query(count).bind(column(&gone, |(meter, _)| *meter)).execute(&mut *connection).await?;
+    // As those who write messages do, and in their order: a remark must not go while one comes that has it.
+    let meters: BTreeSet<i64> = gone.iter().map(|(meter, _)| *meter).collect();
+    let held = query("SELECT FROM meter WHERE id = ANY ($1) ORDER BY name FOR UPDATE");
+    held.bind(meters.into_iter().collect::<Vec<_>>()).execute(&mut *connection).await?;
     let remarks: BTreeSet<(i64, i64)> = gone.iter().filter_map(|(meter, remark)| Some((*meter, (*remark)?))).collect();
     let remarks: Vec<_> = remarks.into_iter().collect();
     let sql = "DELETE FROM remark USING unnest($1::bigint[], $2::bigint[]) AS gone (meter, id)
