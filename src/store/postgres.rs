@@ -3,12 +3,12 @@
 //! Enters: batches of [`Incoming`]. Leaves: rows (see `postgres/0001_main.sql`), and for each gateway what to acknowledge, once it is
 //! committed: a commit returns when the server has synced it. Reports leave through [`Reader`] exactly as they entered.
 //!
-//! Several stores may write one database. Who commits holds the ledgers of the runs in its batch and the rows of its meters, each taken
-//! in sorted order, until the end; a circle that arises all the same is broken by the server and tried again. Migrations run under a
+//! Several stores may write one database. Who commits holds the ledgers of the runs in its batch, taken in sorted order, until the end; messages of
+//! one instant that come by way of two gateways wait for each other at their key. A circle is broken by the server and tried again. Migrations run under a
 //! lock; where the tables are there, the user needs no right to make any.
 //!
 //! - `text`, `instant`: what the server's types cannot hold as it is.
-//! - `tables`: the statements. `read`: rows become reports. `forget`: what leaves. `hypertable`: what TimescaleDB is asked for where it is.
+//! - `session`: what need not be asked again. `tables`: the statements. `read`: rows become reports. `forget`: what leaves. `hypertable`: what TimescaleDB is asked for where it is.
 //!
 //! Not supported: poolers that give each transaction another connection (PgBouncer's transaction mode), because statements are
 //! prepared; instants before 4713 BC, finer than a millisecond.
@@ -38,6 +38,7 @@ mod forget;
 mod hypertable;
 mod instant;
 mod read;
+mod session;
 mod tables;
 mod text;
 
@@ -48,7 +49,7 @@ pub(super) mod server;
 #[cfg(test)]
 mod tests;
 
-use tables::Session;
+use session::{Memory, Session};
 
 pub use forget::Forgetter;
 pub use read::Reader;
@@ -158,7 +159,9 @@ impl Postgres {
     }
 
     async fn keep_up_once(&mut self, retention: Duration) -> Result<bool, sqlx::Error> {
-        self.begin().await?;
+        self.take_back().await?;
+        self.unfinished = true;
+        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut self.session.connection).await?;
         let more = tables::keep_up(&mut self.session.connection, retention.min(LONGEST), number(RETAIN_ROWS)).await?;
         self.size = tables::size(&mut self.session.connection).await?;
         self.end().await?;
@@ -173,12 +176,19 @@ impl Postgres {
     }
 
     async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        if self.unfinished {
-            raw_sql("ROLLBACK").execute(&mut self.session.connection).await?;
-        }
+        self.take_back().await?;
         self.unfinished = true;
-        // Rows that were waited for are read as they are then, whatever the server's default.
-        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut self.session.connection).await.map(drop)
+        self.session.begin().await
+    }
+
+    /// Ends a transaction that was left half-way.
+    async fn take_back(&mut self) -> Result<(), sqlx::Error> {
+        if self.unfinished {
+            self.session.memory = Memory::default();
+            raw_sql("ROLLBACK").execute(&mut self.session.connection).await?;
+            self.unfinished = false;
+        }
+        Ok(())
     }
 
     async fn end(&mut self) -> Result<(), sqlx::Error> {
@@ -195,6 +205,7 @@ impl Postgres {
             Err(error) => StoreError::postgres(&self.place, error),
         };
         self.unpruned = (usize::MAX, usize::MAX);
+        self.session.memory = Memory::default();
         // The next call would begin with it; but other stores wait for what is held.
         if !error.needs_reopening()
             && within(FAREWELL, raw_sql("ROLLBACK").execute(&mut self.session.connection)).await.is_ok()

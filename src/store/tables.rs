@@ -3,7 +3,7 @@
 //! Enters: rows, in sorted order, so that two stores that write the same rows wait for each other in turn and never in a circle.
 //! Leaves: what was there already, and the numbers of rows.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Incoming;
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
 pub(super) type LedgerRow = (String, Epoch, Ledger);
 
 /// A row of `meter`: how it was heard in a batch.
+#[derive(Clone, Copy)]
 pub(super) struct MeterRow<'b> {
     pub(super) name: &'b str,
     pub(super) medium: &'static str,
@@ -26,7 +27,7 @@ pub(super) struct MeterRow<'b> {
     pub(super) last_seen: i64,
 }
 
-/// A row of `message`.
+/// A row of `message`. Its place among those of its instant, and the number of its remark, are found when it is written.
 pub(super) struct MessageRow {
     pub(super) meter: i64,
     pub(super) at: Moment,
@@ -35,7 +36,25 @@ pub(super) struct MessageRow {
     pub(super) received_at: i64,
     pub(super) layout: i64,
     pub(super) values: Vec<i64>,
+    /// What it says besides its readings.
+    pub(super) said: Option<String>,
     pub(super) remark: Option<i64>,
+}
+
+impl MessageRow {
+    pub(super) fn key(&self) -> (i64, i64) {
+        (self.meter, self.at.millis())
+    }
+
+    /// Takes the next place at its instant, unless what it says is `there` already.
+    pub(super) fn find_place(&mut self, there: &[There]) -> bool {
+        self.n = there.iter().map(|there| there.n + 1).max().unwrap_or(0);
+        !there.iter().any(|there| (there.layout, &there.values) == (self.layout, &self.values))
+    }
+
+    pub(super) fn there(&self) -> There {
+        There { n: self.n, layout: self.layout, values: self.values.clone() }
+    }
 }
 
 /// What is there already at a meter's instant.
@@ -46,12 +65,29 @@ pub(super) struct There {
     pub(super) values: Vec<i64>,
 }
 
+/// What is there, by meter and instant (ms).
+pub(super) type ThereAt = HashMap<(i64, i64), Vec<There>>;
+
 /// A row of `remark`, with the span of the messages in a batch that have it.
 pub(super) struct RemarkRow<'b> {
     pub(super) meter: i64,
     pub(super) content: &'b str,
     pub(super) first_at: i64,
     pub(super) last_at: i64,
+}
+
+/// The different remarks of some messages, sorted.
+pub(super) fn remarks_of<'b>(messages: impl Iterator<Item = &'b MessageRow>) -> Vec<RemarkRow<'b>> {
+    let mut spans: BTreeMap<(i64, &str), (i64, i64)> = BTreeMap::new();
+    for message in messages {
+        if let Some(content) = &message.said {
+            let at = message.at.millis();
+            let (first, last) = spans.entry((message.meter, content)).or_insert((at, at));
+            (*first, *last) = (at.min(*first), at.max(*last));
+        }
+    }
+    let row = |((meter, content), (first_at, last_at))| RemarkRow { meter, content, first_at, last_at };
+    spans.into_iter().map(row).collect()
 }
 
 /// A row of `series`.
@@ -120,17 +156,12 @@ pub(super) trait Tables: Send {
     /// The number of each of these layouts; new ones get a row.
     fn layouts(&mut self, texts: &[String]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
 
-    /// What is there already at these meters and instants (ms).
-    fn there(
+    /// Writes the messages that are not there: no other of their meter and instant has the same readings. Returns which were written, in
+    /// their order. Remarks that are new get a row, and the span of those that are there grows.
+    fn insert_new(
         &mut self,
-        keys: &BTreeSet<(i64, i64)>,
-    ) -> impl Future<Output = Result<HashMap<(i64, i64), Vec<There>>, sqlx::Error>> + Send;
-
-    /// The numbers of remarks, in their order; new ones get a row, and the span of those that are there grows.
-    fn remarks(&mut self, remarks: &[RemarkRow<'_>]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
-
-    /// Writes messages that are not there.
-    fn insert_messages(&mut self, messages: &[MessageRow]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+        messages: &mut [MessageRow],
+    ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send;
 
     /// The number of each of these series, in their order; new ones get a row.
     fn series(&mut self, series: &[SeriesRow<'_>]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;

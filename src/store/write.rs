@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{
     Committed, Incoming, Read, Reread, clock_code,
     ledgers::{Ledgers, recount},
-    tables::{MessageRow, MeterRow, QuarterRow, RemarkRow, SeriesRow, Tables, There},
+    tables::{MessageRow, MeterRow, QuarterRow, SeriesRow, Tables},
 };
 use crate::{
     delivery::Arrival,
@@ -81,28 +81,21 @@ async fn write_rows(tables: &mut impl Tables, messages: &[&Message]) -> Result<V
     for ((&message, layout), values) in messages.iter().zip(layouts).zip(values) {
         let meter = *meters.get(&message.report.meter).ok_or(sqlx::Error::RowNotFound)?;
         let at = message.report.measured_at.unwrap_or(message.received_at);
-        let (clock, received_at) = (clock_code(message.report.clock), message.received_at.millis());
-        rows.push((message, MessageRow { meter, at, n: 0, clock, received_at, layout, values, remark: None }));
+        rows.push(MessageRow {
+            meter,
+            at,
+            n: 0,
+            clock: clock_code(message.report.clock),
+            received_at: message.received_at.millis(),
+            layout,
+            values,
+            said: layout::remark(&message.report),
+            remark: None,
+        });
     }
-    let keys: BTreeSet<(i64, i64)> = rows.iter().map(|(_, row)| (row.meter, row.at.millis())).collect();
-    let mut there = tables.there(&keys).await?;
-    let mut stored = Vec::with_capacity(rows.len());
-    rows.retain_mut(|(_, row)| {
-        let there = there.entry((row.meter, row.at.millis())).or_default();
-        let new = !there.iter().any(|there| (there.layout, &there.values) == (row.layout, &row.values));
-        if new {
-            row.n = there.iter().map(|there| there.n + 1).max().unwrap_or(0);
-            there.push(There { n: row.n, layout: row.layout, values: row.values.clone() });
-        }
-        stored.push(new);
-        new
-    });
-    write_remarks(tables, &mut rows).await?;
-    let (messages, rows): (Vec<&Message>, Vec<MessageRow>) = rows.into_iter().unzip();
-    if !rows.is_empty() {
-        tables.insert_messages(&rows).await?;
-        write_quarters(tables, &messages, &rows).await?;
-    }
+    let stored = tables.insert_new(&mut rows).await?;
+    let new = messages.iter().copied().zip(&rows).zip(&stored).filter_map(|(new, stored)| stored.then_some(new));
+    write_quarters(tables, new).await?;
     Ok(stored)
 }
 
@@ -187,43 +180,14 @@ async fn layouts(tables: &mut impl Tables, messages: &[&Message]) -> Result<(Vec
     Ok((layouts, split.into_iter().map(|(_, values)| values).collect()))
 }
 
-/// Writes what new messages say besides their readings, and notes it in their rows.
-async fn write_remarks(tables: &mut impl Tables, rows: &mut [(&Message, MessageRow)]) -> Result<(), sqlx::Error> {
-    let said: Vec<Option<String>> = rows.iter().map(|(message, _)| layout::remark(&message.report)).collect();
-    let mut spans: BTreeMap<(i64, &str), (i64, i64)> = BTreeMap::new();
-    for ((_, row), content) in rows.iter().zip(&said) {
-        if let Some(content) = content {
-            let at = row.at.millis();
-            let (first, last) = spans.entry((row.meter, content)).or_insert((at, at));
-            (*first, *last) = (at.min(*first), at.max(*last));
-        }
-    }
-    if spans.is_empty() {
-        return Ok(());
-    }
-    let remark = |(&(meter, content), &(first_at, last_at)): (&(i64, _), &(i64, i64))| RemarkRow {
-        meter,
-        content,
-        first_at,
-        last_at,
-    };
-    let ids = tables.remarks(&spans.iter().map(remark).collect::<Vec<_>>()).await?;
-    let ids: HashMap<(i64, &str), i64> = spans.into_keys().zip(ids).collect();
-    for ((_, row), content) in rows.iter_mut().zip(&said) {
-        row.remark = content.as_ref().and_then(|content| ids.get(&(row.meter, content.as_str())).copied());
-    }
-    Ok(())
-}
-
 /// Keeps the first value of each cumulative register in each quarter-hour. Messages may come late and
 /// in any order; a reading by a clock that was not synchronised gives way to any other.
-async fn write_quarters(
+async fn write_quarters<'b>(
     tables: &mut impl Tables,
-    messages: &[&Message],
-    rows: &[MessageRow],
+    messages: impl Iterator<Item = (&'b Message, &'b MessageRow)>,
 ) -> Result<(), sqlx::Error> {
     let mut quarters: BTreeMap<(SeriesRow<'_>, i64), ((bool, i64), i64)> = BTreeMap::new();
-    for (message, row) in messages.iter().zip(rows) {
+    for (message, row) in messages {
         for reading in &message.report.readings {
             let Reading { register, value, unit, .. } = reading;
             let now = reading.qualifiers == Qualifiers::default() && reading.suspect.is_none();

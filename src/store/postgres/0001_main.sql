@@ -14,10 +14,12 @@ CREATE TABLE store (
     -- When the generation was drawn.
     created_at timestamptz NOT NULL DEFAULT now(),
     -- 128 random bits in hex, drawn by the store that opened this database last. All stores that write it acknowledge under it.
-    started    text NOT NULL
+    started    text NOT NULL,
+    -- Grows when a meter is forgotten, or something of it, or a remark goes: what stores remember of the tables is then asked anew.
+    deleted    bigint NOT NULL DEFAULT 0
 );
 
--- A meter, and how it was last heard. A store that writes messages of a meter holds its row.
+-- A meter, and how it was last heard.
 CREATE TABLE meter (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- What it says of itself, such as E0043007052870318 or KAM-12345678-1B-04.
@@ -34,7 +36,7 @@ CREATE TABLE meter (
     predecessor text,
     -- When its first message was received, by the gateway's clock.
     first_seen  timestamptz NOT NULL,
-    -- When its last message was received, by the gateway's clock.
+    -- When its last message was received, by the gateway's clock; up to a minute before that.
     last_seen   timestamptz NOT NULL
 ) WITH (fillfactor = 50); -- Rows change all the time, and their pages have room for that.
 
@@ -59,7 +61,7 @@ CREATE TABLE remark (
     content  text NOT NULL,
     -- The time of the oldest message that came with it.
     first_at timestamptz NOT NULL,
-    -- The time of the newest message that came with it.
+    -- Not before the newest message that came with it, and less than a quarter-hour after: not every message writes here.
     last_at  timestamptz NOT NULL,
     PRIMARY KEY (meter, id),
     UNIQUE (meter, digest)

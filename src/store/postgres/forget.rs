@@ -9,7 +9,7 @@
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection, query, query_as, raw_sql};
 
-use super::{Reader, connect, instant::Millis, tables::delete_span};
+use super::{Reader, connect, instant::Millis, session::have_asked_anew, tables::delete_span};
 use crate::{
     config::PostgresUrl,
     delivery::topic,
@@ -22,6 +22,10 @@ const LATEST: i64 = 253_402_300_799_999;
 const ROWS: i64 = 1000;
 /// Most refused messages of a step: they are large.
 const LARGE: i64 = 20;
+
+/// Remarks of the meter $1 that no message from $2 on has (all, if NULL). `last_at` may be up to a quarter-hour after the last message.
+const UNSAID: &str = "meter = $1 AND (last_at < coalesce($2, 'infinity') OR first_at < $2 AND last_at < $2 + interval '15 minutes' AND NOT EXISTS (
+    SELECT FROM message WHERE message.meter = $1 AND message.at >= $2 AND message.at <= last_at AND message.remark = remark.id))";
 
 /// The connection.
 pub struct Forgetter {
@@ -44,14 +48,21 @@ impl Forgetter {
     }
 
     async fn weigh_all(&mut self, meter: &Meter, before: Option<i64>) -> Result<Forgotten, sqlx::Error> {
-        let sql = "SELECT
+        let sql = format!(
+            "SELECT
             (SELECT count(*) FROM message WHERE meter = $1 AND at < coalesce($2, 'infinity')),
             (SELECT count(*) FROM quarter WHERE meter = $1 AND quarter * 900000 + late < coalesce($5, 9223372036854775807)),
-            (SELECT count(*) FROM remark WHERE meter = $1 AND last_at < coalesce($2, 'infinity')),
+            (SELECT count(*) FROM remark WHERE {UNSAID}),
             (SELECT count(*) FROM refused WHERE received_at < coalesce($2, 'infinity')
-                AND (right(topic, length($3)) = $3 OR right(topic, length($4)) = $4))";
+                AND (right(topic, length($3)) = $3 OR right(topic, length($4)) = $4))"
+        );
         let [telegram, backlog] = topic_ends(&meter.name);
-        let counts = query_as(sql).bind(meter.id).bind(before.map(Millis)).bind(telegram).bind(backlog).bind(before);
+        let counts = query_as(sqlx::AssertSqlSafe(sql))
+            .bind(meter.id)
+            .bind(before.map(Millis))
+            .bind(telegram)
+            .bind(backlog)
+            .bind(before);
         let (messages, quarters, remarks, refused): (i64, i64, i64, i64) =
             counts.fetch_one(&mut self.connection).await?;
         let [messages, quarters, remarks, refused] = [messages, quarters, remarks, refused].map(i64::unsigned_abs);
@@ -60,8 +71,8 @@ impl Forgetter {
 
     async fn step_once(&mut self, meter: &Meter, before: Option<i64>) -> Result<Option<Forgotten>, sqlx::Error> {
         let mut transaction = self.connection.begin().await?;
-        // As a store does that writes messages of it: none comes in between.
-        query("SELECT FROM meter WHERE id = $1 FOR UPDATE").bind(meter.id).execute(&mut *transaction).await?;
+        // No message of it comes in between.
+        have_asked_anew(&mut transaction).await?;
         let mut gone = Forgotten::default();
         let messages = delete_span(&mut transaction, meter.id, Millis(before.unwrap_or(LATEST)), ROWS).await?;
         gone.messages = u64::try_from(messages.len()).unwrap_or(u64::MAX);
@@ -73,10 +84,10 @@ impl Forgetter {
             gone.quarters = delete.execute(&mut *transaction).await?.rows_affected();
         }
         if gone.messages == 0 && gone.quarters == 0 {
-            let sql = "DELETE FROM remark WHERE meter = $1 AND id IN (
-                SELECT id FROM remark
-                WHERE meter = $1 AND last_at < coalesce($2, 'infinity') LIMIT $3)";
-            let delete = query(sql).bind(meter.id).bind(before.map(Millis)).bind(ROWS);
+            let sql = format!(
+                "DELETE FROM remark WHERE meter = $1 AND id IN (SELECT id FROM remark WHERE {UNSAID} LIMIT $3)"
+            );
+            let delete = query(sqlx::AssertSqlSafe(sql)).bind(meter.id).bind(before.map(Millis)).bind(ROWS);
             gone.remarks = delete.execute(&mut *transaction).await?.rows_affected();
             let sql = "DELETE FROM refused WHERE id IN (
                 SELECT id FROM refused WHERE received_at < coalesce($1, 'infinity')

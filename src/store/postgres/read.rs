@@ -120,7 +120,10 @@ impl Reader {
     }
 
     async fn every_meter(&mut self) -> Result<Vec<Meter>, sqlx::Error> {
-        let sql = "SELECT id, name, medium, medium_code::bigint, protocol, gateway, predecessor, first_seen, last_seen FROM meter";
+        // Not every message writes `last_seen`.
+        let sql = "SELECT id, name, medium, medium_code::bigint, protocol, gateway, predecessor, first_seen, greatest(last_seen,
+                (SELECT received_at FROM message WHERE meter = meter.id ORDER BY at DESC, n DESC LIMIT 1)
+            ) FROM meter";
         let rows: Vec<MeterColumns> = query_as(sql).fetch_all(&mut self.connection).await?;
         let meter = |(id, name, medium, code, protocol, gateway, predecessor, first, last): MeterColumns| {
             let predecessor = predecessor.map(restore);

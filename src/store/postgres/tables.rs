@@ -1,8 +1,6 @@
 //! The tables in PostgreSQL: lists go in as arrays, a column each, whatever their length.
 //!
-//! Enters and leaves: see [`Tables`]. Rows are taken in the order in which they come in.
-//!
-//! What is remembered from one transaction to the next is only what was there before a transaction began: nothing of it is undone.
+//! Enters and leaves: see [`Tables`]. Rows are taken in the order in which they come in. What a [`Session`] remembers is not asked.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -13,6 +11,7 @@ use sqlx::{PgConnection, query, query_as, query_scalar, raw_sql};
 
 use super::{
     instant::Millis,
+    session::{KnownMeter, Session, have_asked_anew, noted_until},
     text::{keep, restore},
 };
 use crate::{
@@ -22,54 +21,14 @@ use crate::{
         Incoming, Size, json,
         ledgers::{Columns, EPOCHS, LEDGER, by_gateway, read_ledger, tally},
         number,
-        tables::{LedgerRow, MessageRow, MeterRow, QuarterRow, RefusedRow, RemarkRow, SeriesRow, Tables, There},
+        tables::{
+            LedgerRow, MessageRow, MeterRow, QuarterRow, RefusedRow, SeriesRow, Tables, There, ThereAt, remarks_of,
+        },
     },
 };
 
 /// Who does the upkeep holds this lock, as long as its transaction lasts.
 const UPKEEP_LOCK: i64 = 0x6d65_7465_726b_6173;
-
-/// Most meters whose series are remembered, and most series whose quarter-hours are.
-const REMEMBERED: usize = 100_000;
-
-/// A connection, and what it need not ask again.
-pub(super) struct Session {
-    pub(super) connection: PgConnection,
-    /// Series by meter: register, unit, decimals, number.
-    series: HashMap<i64, Vec<(String, String, u8, i64)>>,
-    /// A quarter-hour of each series that is known at least as early as this: its number, and the rank.
-    quarters: HashMap<i64, (i64, (bool, i64))>,
-}
-
-impl Session {
-    pub(super) fn new(connection: PgConnection) -> Self {
-        Self { connection, series: HashMap::new(), quarters: HashMap::new() }
-    }
-
-    fn known_series(&self, row: &SeriesRow<'_>) -> Option<i64> {
-        let all = self.series.get(&row.meter)?.iter();
-        let mut same = all
-            .filter(|(register, unit, scale, _)| (&**register, &**unit, *scale) == (row.register, row.unit, row.scale));
-        same.next().map(|(.., id)| *id)
-    }
-
-    /// The numbers of series that are there, by their place in the list.
-    async fn find_series(&mut self, series: &[&SeriesRow<'_>]) -> Result<HashMap<usize, i64>, sqlx::Error> {
-        let sql = "SELECT place, series.id
-            FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) WITH ORDINALITY
-                AS key (meter, register, unit, scale, place)
-            JOIN series USING (meter, register, unit, scale)";
-        let found: Vec<(i64, i64)> = query_as(sql)
-            .bind(column(series, |row| row.meter))
-            .bind(column(series, |row| row.register))
-            .bind(column(series, |row| row.unit))
-            .bind(column(series, |row| i16::from(row.scale)))
-            .fetch_all(&mut self.connection)
-            .await?;
-        let place = |place: i64| usize::try_from(place).unwrap_or_default().saturating_sub(1);
-        Ok(found.into_iter().map(|(at, id)| (place(at), id)).collect())
-    }
-}
 
 /// One column of some rows.
 fn column<'r, R, T>(rows: &'r [R], of: impl FnMut(&'r R) -> T) -> Vec<T> {
@@ -81,6 +40,122 @@ fn array(values: &[i64]) -> String {
     let list = json(&values);
     let list = list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or_default();
     format!("{{{list}}}")
+}
+
+impl Session {
+    /// What is there already at these meters and instants (ms).
+    async fn there(&mut self, keys: &BTreeSet<(i64, i64)>) -> Result<ThereAt, sqlx::Error> {
+        let mut there = ThereAt::new();
+        if keys.is_empty() {
+            return Ok(there);
+        }
+        let keys: Vec<(i64, i64)> = keys.iter().copied().collect();
+        let sql = r#"SELECT key.meter, key.millis, n::bigint, layout, "values"
+            FROM unnest($1::bigint[], $2::timestamptz[], $3::bigint[]) AS key (meter, at, millis) JOIN message USING (meter, at)"#;
+        let rows: Vec<(i64, i64, i64, i64, Vec<i64>)> = query_as(sql)
+            .bind(column(&keys, |(meter, _)| *meter))
+            .bind(column(&keys, |(_, at)| Millis(*at)))
+            .bind(column(&keys, |(_, at)| *at))
+            .fetch_all(&mut self.connection)
+            .await?;
+        for (meter, at, n, layout, values) in rows {
+            there.entry((meter, at)).or_default().push(There { n, layout, values });
+        }
+        Ok(there)
+    }
+
+    /// Writes what messages say besides their readings, and notes it in their rows.
+    async fn write_remarks(&mut self, messages: &mut [&mut MessageRow]) -> Result<(), sqlx::Error> {
+        let remarks = remarks_of(messages.iter().map(|message| &**message));
+        let mut ids: HashMap<(i64, &str), i64> = HashMap::with_capacity(remarks.len());
+        let mut news = Vec::new();
+        for remark in &remarks {
+            match self.memory.remark(remark) {
+                Some(id) => drop(ids.insert((remark.meter, remark.content), id)),
+                None => news.push(remark),
+            }
+        }
+        if !news.is_empty() {
+            let sql = "WITH said AS (
+                    SELECT meter, sha256(convert_to(content, 'UTF8')) AS digest, content, first_at, last_at, place
+                    FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) WITH ORDINALITY
+                        AS said (meter, content, first_at, last_at, place)
+                ), kept AS (
+                    INSERT INTO remark (meter, digest, content, first_at, last_at)
+                    SELECT meter, digest, content, first_at, last_at FROM said ORDER BY place
+                    ON CONFLICT (meter, digest) DO UPDATE SET
+                    first_at = least(remark.first_at, excluded.first_at), last_at = greatest(remark.last_at, excluded.last_at)
+                    RETURNING meter, digest, id
+                )
+                SELECT kept.id FROM said JOIN kept USING (meter, digest) ORDER BY place";
+            let written: Vec<i64> = query_scalar(sql)
+                .bind(column(&news, |remark| remark.meter))
+                .bind(column(&news, |remark| remark.content))
+                .bind(column(&news, |remark| Millis(remark.first_at)))
+                .bind(column(&news, |remark| Millis(noted_until(remark.last_at))))
+                .fetch_all(&mut self.connection)
+                .await?;
+            for (remark, id) in news.into_iter().zip(written) {
+                self.memory.keep_remark(remark, id);
+                ids.insert((remark.meter, remark.content), id);
+            }
+        }
+        let id = |message: &&mut MessageRow| {
+            let Some(said) = &message.said else { return Ok(None) };
+            ids.get(&(message.meter, said)).copied().map(Some).ok_or(sqlx::Error::RowNotFound)
+        };
+        let ids: Vec<Option<i64>> = messages.iter().map(id).collect::<Result<_, _>>()?;
+        for (message, id) in messages.iter_mut().zip(ids) {
+            message.remark = id;
+        }
+        Ok(())
+    }
+
+    /// Writes messages, no two of one meter and instant. Returns those whose place was not taken by another store meanwhile.
+    async fn insert_messages(&mut self, messages: &[&mut MessageRow]) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
+        let insert = r#"INSERT INTO message (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
+            SELECT meter, at, n, utc_offset, clock, received_at, layout, "values"::bigint[], remark
+            FROM unnest(
+                $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $8::text[],
+                $9::bigint[]
+            ) AS said (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
+            ON CONFLICT DO NOTHING RETURNING meter, at"#;
+        let written: Vec<(i64, Millis)> = query_as(insert)
+            .bind(column(messages, |message| message.meter))
+            .bind(column(messages, |message| Millis(message.at.millis())))
+            .bind(column(messages, |message| message.n))
+            .bind(column(messages, |message| message.at.offset_minutes()))
+            .bind(column(messages, |message| message.clock))
+            .bind(column(messages, |message| Millis(message.received_at)))
+            .bind(column(messages, |message| message.layout))
+            .bind(column(messages, |message| array(&message.values)))
+            .bind(column(messages, |message| message.remark))
+            .fetch_all(&mut self.connection)
+            .await?;
+        Ok(written.into_iter().map(|(meter, at)| (meter, at.0)).collect())
+    }
+
+    /// Remembers those series that are there. Returns how many.
+    async fn find_series(&mut self, series: &[&SeriesRow<'_>]) -> Result<usize, sqlx::Error> {
+        let sql = "SELECT place, series.id
+            FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) WITH ORDINALITY
+                AS key (meter, register, unit, scale, place)
+            JOIN series USING (meter, register, unit, scale)";
+        let found: Vec<(i64, i64)> = query_as(sql)
+            .bind(column(series, |row| row.meter))
+            .bind(column(series, |row| row.register))
+            .bind(column(series, |row| row.unit))
+            .bind(column(series, |row| i16::from(row.scale)))
+            .fetch_all(&mut self.connection)
+            .await?;
+        for (place, id) in &found {
+            let place = usize::try_from(*place).unwrap_or_default().saturating_sub(1);
+            if let Some(row) = series.get(place) {
+                self.memory.keep_series(row, *id);
+            }
+        }
+        Ok(found.len())
+    }
 }
 
 impl Tables for Session {
@@ -107,14 +182,14 @@ impl Tables for Session {
     }
 
     async fn save_ledgers(&mut self, ledgers: &[(&str, Epoch, &Ledger)]) -> Result<(), sqlx::Error> {
+        // They are there, and held.
         let sql = format!(
-            "INSERT INTO ledger ({LEDGER}, touched)
-            SELECT {LEDGER}, (SELECT coalesce(max(touched), 0) + 1 FROM ledger WHERE ledger.gateway = run.gateway)
+            "UPDATE ledger SET
+            through = run.through, have = run.have, lost = run.lost, stored = run.stored, repeated = run.repeated, refused = run.refused,
+            touched = (SELECT max(touched) + 1 FROM ledger AS other WHERE other.gateway = run.gateway)
             FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[])
                 AS run ({LEDGER})
-            ON CONFLICT (gateway, epoch) DO UPDATE SET
-            through = excluded.through, have = excluded.have, lost = excluded.lost, stored = excluded.stored,
-            repeated = excluded.repeated, refused = excluded.refused, touched = excluded.touched"
+            WHERE ledger.gateway = run.gateway AND ledger.epoch = run.epoch"
         );
         let count =
             |place: usize| column(ledgers, |(.., ledger)| tally(ledger).get(place).copied().unwrap_or_default());
@@ -138,7 +213,9 @@ impl Tables for Session {
         most: u32,
     ) -> Result<Vec<(String, Vec<EpochAck>)>, sqlx::Error> {
         let sql = format!(
-            "SELECT {LEDGER} FROM ledger_newest WHERE gateway = ANY ($1) AND place <= $2 ORDER BY gateway, place"
+            "SELECT newest.* FROM unnest($1::text[]) WITH ORDINALITY AS said (gateway, place) CROSS JOIN LATERAL (
+                SELECT {LEDGER} FROM ledger WHERE ledger.gateway = said.gateway ORDER BY touched DESC, epoch LIMIT $2
+            ) AS newest ORDER BY place"
         );
         let rows =
             query_as(sqlx::AssertSqlSafe(sql)).bind(column(gateways, |gateway| keep(gateway))).bind(i64::from(most));
@@ -158,6 +235,18 @@ impl Tables for Session {
     }
 
     async fn meters(&mut self, heard: &[MeterRow<'_>]) -> Result<HashMap<String, i64>, sqlx::Error> {
+        let mut ids = HashMap::with_capacity(heard.len());
+        let mut news = Vec::new();
+        for meter in heard {
+            match self.memory.meter(meter) {
+                Some(id) => drop(ids.insert(meter.name.to_owned(), id)),
+                None => news.push(meter),
+            }
+        }
+        if news.is_empty() {
+            return Ok(ids);
+        }
+        let heard: Vec<MeterRow<'_>> = news.into_iter().map(|meter| self.memory.heard(meter)).collect();
         let sql = "INSERT INTO meter (name, medium, medium_code, protocol, gateway, predecessor, first_seen, last_seen)
             SELECT * FROM unnest(
                 $1::text[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[])
@@ -169,151 +258,123 @@ impl Tables for Session {
             predecessor = coalesce(excluded.predecessor, meter.predecessor),
             first_seen = least(meter.first_seen, excluded.first_seen),
             last_seen = greatest(meter.last_seen, excluded.last_seen)
-            RETURNING name, id";
-        let rows: Vec<(String, i64)> = query_as(sql)
-            .bind(column(heard, |meter| keep(meter.name)))
-            .bind(column(heard, |meter| meter.medium))
-            .bind(column(heard, |meter| i16::from(meter.medium_code)))
-            .bind(column(heard, |meter| keep(meter.protocol)))
-            .bind(column(heard, |meter| keep(meter.gateway)))
-            .bind(column(heard, |meter| meter.predecessor.map(keep)))
-            .bind(column(heard, |meter| Millis(meter.first_seen)))
-            .bind(column(heard, |meter| Millis(meter.last_seen)))
+            RETURNING name, id, first_seen, last_seen";
+        let rows: Vec<(String, i64, Millis, Millis)> = query_as(sql)
+            .bind(column(&heard, |meter| keep(meter.name)))
+            .bind(column(&heard, |meter| meter.medium))
+            .bind(column(&heard, |meter| i16::from(meter.medium_code)))
+            .bind(column(&heard, |meter| keep(meter.protocol)))
+            .bind(column(&heard, |meter| keep(meter.gateway)))
+            .bind(column(&heard, |meter| meter.predecessor.map(keep)))
+            .bind(column(&heard, |meter| Millis(meter.first_seen)))
+            .bind(column(&heard, |meter| Millis(meter.last_seen)))
             .fetch_all(&mut self.connection)
             .await?;
-        Ok(rows.into_iter().map(|(name, id)| (restore(name), id)).collect())
+        let written: HashMap<&str, (i64, Millis, Millis)> =
+            rows.iter().map(|(name, id, first_seen, last_seen)| (&**name, (*id, *first_seen, *last_seen))).collect();
+        let mut known = Vec::with_capacity(heard.len());
+        for meter in &heard {
+            let (id, first, last) = *written.get(&*keep(meter.name)).ok_or(sqlx::Error::RowNotFound)?;
+            known.push((meter.name.to_owned(), KnownMeter::written(meter, id, (first.0, last.0))));
+            ids.insert(meter.name.to_owned(), id);
+        }
+        for (name, known) in known {
+            self.memory.keep_meter(name, known);
+        }
+        Ok(ids)
     }
 
     async fn layouts(&mut self, texts: &[String]) -> Result<Vec<i64>, sqlx::Error> {
-        let select = "SELECT id FROM unnest($1::text[]) WITH ORDINALITY AS text (spec, place)
-            JOIN layout ON digest = sha256(convert_to(text.spec, 'UTF8')) ORDER BY place";
-        let ids: Vec<i64> = query_scalar(select).bind(texts).fetch_all(&mut self.connection).await?;
-        if ids.len() == texts.len() {
-            return Ok(ids);
+        let unknown: BTreeSet<&String> = texts.iter().filter(|text| !self.memory.layouts.contains_key(*text)).collect();
+        if !unknown.is_empty() {
+            let unknown: Vec<&String> = unknown.into_iter().collect();
+            // Sorted by what they come in the order of in every store.
+            let insert = "INSERT INTO layout (digest, spec)
+                SELECT sha256(convert_to(spec, 'UTF8')), spec FROM unnest($1::text[]) AS text (spec) ORDER BY 1
+                ON CONFLICT DO NOTHING";
+            query(insert).bind(&unknown).execute(&mut self.connection).await?;
+            let select = "SELECT spec, id FROM layout
+                WHERE digest IN (SELECT sha256(convert_to(text, 'UTF8')) FROM unnest($1::text[]) AS text)";
+            let rows: Vec<(String, i64)> = query_as(select).bind(unknown).fetch_all(&mut self.connection).await?;
+            self.memory.layouts.extend(rows);
         }
-        // Sorted, because they come in no order of their own.
-        let insert = "INSERT INTO layout (digest, spec)
-            SELECT sha256(convert_to(spec, 'UTF8')), spec FROM unnest($1::text[]) AS text (spec) ORDER BY 1
-            ON CONFLICT DO NOTHING";
-        query(insert).bind(texts).execute(&mut self.connection).await?;
-        query_scalar(select).bind(texts).fetch_all(&mut self.connection).await
+        let ids = texts.iter().map(|text| self.memory.layouts.get(text).copied().ok_or(sqlx::Error::RowNotFound));
+        ids.collect()
     }
 
-    async fn there(&mut self, keys: &BTreeSet<(i64, i64)>) -> Result<HashMap<(i64, i64), Vec<There>>, sqlx::Error> {
-        let keys: Vec<(i64, i64)> = keys.iter().copied().collect();
-        let sql = r#"SELECT key.meter, key.millis, n::bigint, layout, "values"
-            FROM unnest($1::bigint[], $2::timestamptz[], $3::bigint[]) AS key (meter, at, millis) JOIN message USING (meter, at)"#;
-        let rows: Vec<(i64, i64, i64, i64, Vec<i64>)> = query_as(sql)
-            .bind(column(&keys, |(meter, _)| *meter))
-            .bind(column(&keys, |(_, at)| Millis(*at)))
-            .bind(column(&keys, |(_, at)| *at))
-            .fetch_all(&mut self.connection)
-            .await?;
-        let mut there: HashMap<_, Vec<_>> = HashMap::new();
-        for (meter, at, n, layout, values) in rows {
-            there.entry((meter, at)).or_default().push(There { n, layout, values });
+    async fn insert_new(&mut self, messages: &mut [MessageRow]) -> Result<Vec<bool>, sqlx::Error> {
+        // Most messages are new, and most remarks known: then nothing is asked. A remark that is not known is written only for a message
+        // that is new.
+        let unknown = |message: &&MessageRow| {
+            message.said.as_ref().is_some_and(|said| !self.memory.has_remark(message.meter, said))
+        };
+        let keys: BTreeSet<(i64, i64)> = messages.iter().filter(unknown).map(MessageRow::key).collect();
+        let mut there = self.there(&keys).await?;
+        let mut stored: Vec<Option<bool>> = vec![None; messages.len()];
+        loop {
+            // Of several at one instant one at a time: what another store wrote there meanwhile may be the next one.
+            let mut turn: Vec<(&mut MessageRow, &mut Option<bool>)> = Vec::new();
+            let (mut keys, mut later) = (HashSet::new(), HashSet::new());
+            for (message, stored) in messages.iter_mut().zip(&mut stored).filter(|(_, stored)| stored.is_none()) {
+                if keys.contains(&message.key()) {
+                    later.insert(message.key());
+                } else if message.find_place(there.get(&message.key()).map(Vec::as_slice).unwrap_or_default()) {
+                    keys.insert(message.key());
+                    turn.push((message, stored));
+                } else {
+                    *stored = Some(false);
+                }
+            }
+            if turn.is_empty() {
+                return Ok(stored.into_iter().map(|stored| stored.unwrap_or_default()).collect());
+            }
+            let mut rows: Vec<&mut MessageRow> = turn.iter_mut().map(|(message, _)| &mut **message).collect();
+            self.write_remarks(&mut rows).await?;
+            let written = self.insert_messages(&rows).await?;
+            let mut met = BTreeSet::new();
+            for (message, stored) in turn {
+                let key = message.key();
+                if !written.contains(&key) {
+                    met.insert(key);
+                    continue;
+                }
+                *stored = Some(true);
+                if later.contains(&key) {
+                    there.entry(key).or_default().push(message.there());
+                }
+            }
+            there.extend(self.there(&met).await?);
         }
-        Ok(there)
-    }
-
-    async fn remarks(&mut self, remarks: &[RemarkRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-        let sql = "WITH said AS MATERIALIZED (
-                SELECT meter, sha256(convert_to(content, 'UTF8')) AS digest, content, first_at, last_at, place
-                FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) WITH ORDINALITY
-                    AS said (meter, content, first_at, last_at, place)
-            ), kept AS (
-                INSERT INTO remark (meter, digest, content, first_at, last_at)
-                SELECT meter, digest, content, first_at, last_at FROM said ORDER BY place
-                ON CONFLICT (meter, digest) DO UPDATE SET
-                first_at = least(remark.first_at, excluded.first_at), last_at = greatest(remark.last_at, excluded.last_at)
-                RETURNING meter, digest, id
-            )
-            SELECT kept.id FROM said JOIN kept USING (meter, digest) ORDER BY place";
-        let ids: Vec<i64> = query_scalar(sql)
-            .bind(column(remarks, |remark| remark.meter))
-            .bind(column(remarks, |remark| remark.content))
-            .bind(column(remarks, |remark| Millis(remark.first_at)))
-            .bind(column(remarks, |remark| Millis(remark.last_at)))
-            .fetch_all(&mut self.connection)
-            .await?;
-        if ids.len() == remarks.len() { Ok(ids) } else { Err(sqlx::Error::RowNotFound) }
-    }
-
-    async fn insert_messages(&mut self, messages: &[MessageRow]) -> Result<(), sqlx::Error> {
-        let insert = r#"INSERT INTO message (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
-            SELECT meter, at, n, utc_offset, clock, received_at, layout, "values"::bigint[], remark
-            FROM unnest(
-                $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $8::text[],
-                $9::bigint[]
-            ) AS said (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)"#;
-        query(insert)
-            .bind(column(messages, |message| message.meter))
-            .bind(column(messages, |message| Millis(message.at.millis())))
-            .bind(column(messages, |message| message.n))
-            .bind(column(messages, |message| message.at.offset_minutes()))
-            .bind(column(messages, |message| message.clock))
-            .bind(column(messages, |message| Millis(message.received_at)))
-            .bind(column(messages, |message| message.layout))
-            .bind(column(messages, |message| array(&message.values)))
-            .bind(column(messages, |message| message.remark))
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
     }
 
     async fn series(&mut self, series: &[SeriesRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-        let mut ids: Vec<Option<i64>> = series.iter().map(|row| self.known_series(row)).collect();
-        let unknown = |ids: &[Option<i64>]| -> Vec<usize> {
-            ids.iter().enumerate().filter_map(|(place, id)| id.is_none().then_some(place)).collect()
-        };
-        for insert in [false, true] {
-            let places = unknown(&ids);
-            let rows: Vec<&SeriesRow<'_>> = places.iter().filter_map(|place| series.get(*place)).collect();
-            if rows.is_empty() {
-                break;
-            }
-            if insert {
-                let sql = "INSERT INTO series (meter, register, unit, scale)
-                    SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) ON CONFLICT DO NOTHING";
-                query(sql)
-                    .bind(column(&rows, |row| row.meter))
-                    .bind(column(&rows, |row| row.register))
-                    .bind(column(&rows, |row| row.unit))
-                    .bind(column(&rows, |row| i16::from(row.scale)))
-                    .execute(&mut self.connection)
-                    .await?;
-            }
-            let found = self.find_series(&rows).await?;
-            if self.series.len() > REMEMBERED {
-                self.series.clear();
-            }
-            for (at, (place, row)) in places.iter().zip(&rows).enumerate() {
-                let Some(&id) = found.get(&at) else { continue };
-                if let Some(entry) = ids.get_mut(*place) {
-                    *entry = Some(id);
-                }
-                // Those that are new are there for good only when the transaction has ended.
-                if !insert {
-                    let known = self.series.entry(row.meter).or_default();
-                    known.push((row.register.to_owned(), row.unit.to_owned(), row.scale, id));
-                }
-            }
+        let unknown: Vec<&SeriesRow<'_>> = series.iter().filter(|row| self.memory.series(row).is_none()).collect();
+        if !unknown.is_empty() && self.find_series(&unknown).await? < unknown.len() {
+            let unknown: Vec<_> = unknown.into_iter().filter(|row| self.memory.series(row).is_none()).collect();
+            let sql = "INSERT INTO series (meter, register, unit, scale)
+                SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) ON CONFLICT DO NOTHING";
+            query(sql)
+                .bind(column(&unknown, |row| row.meter))
+                .bind(column(&unknown, |row| row.register))
+                .bind(column(&unknown, |row| row.unit))
+                .bind(column(&unknown, |row| i16::from(row.scale)))
+                .execute(&mut self.connection)
+                .await?;
+            self.find_series(&unknown).await?;
         }
-        ids.into_iter().map(|id| id.ok_or(sqlx::Error::RowNotFound)).collect()
+        series.iter().map(|row| self.memory.series(row).ok_or(sqlx::Error::RowNotFound)).collect()
     }
 
     async fn keep_quarters(&mut self, quarters: &[QuarterRow]) -> Result<(), sqlx::Error> {
         // Most messages say nothing of their quarter-hour that is not known better: those touch no row.
-        let rank = |row: &QuarterRow| (row.unsynchronised, row.late);
-        let known = |row: &&QuarterRow| {
-            self.quarters
-                .get(&row.series)
-                .is_some_and(|(quarter, known)| *quarter == row.quarter && *known <= rank(row))
-        };
-        let quarters: Vec<&QuarterRow> = quarters.iter().filter(|row| !known(row)).collect();
+        let quarters: Vec<&QuarterRow> = quarters.iter().filter(|row| !self.memory.quarter(row)).collect();
         if quarters.is_empty() {
             return Ok(());
         }
+        // Another store that hears the same meters waits: whether a value is lower than the one before it takes both.
+        let meters: BTreeSet<i64> = quarters.iter().map(|row| row.meter).collect();
+        let hold = query("SELECT FROM meter WHERE id = ANY ($1) ORDER BY name FOR NO KEY UPDATE");
+        hold.bind(meters.into_iter().collect::<Vec<_>>()).execute(&mut self.connection).await?;
         let keep = "INSERT INTO quarter (meter, series, quarter, late, unsynchronised, value)
             SELECT said.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[])
                 AS said (meter, series, quarter, late, unsynchronised, value)
@@ -335,12 +396,9 @@ impl Tables for Session {
             .bind(column(&quarters, |row| row.value))
             .fetch_all(&mut self.connection)
             .await?;
-        let written: HashSet<(i64, i64)> = changed.iter().map(|(_, series, quarter)| (*series, *quarter)).collect();
-        if self.quarters.len() > REMEMBERED {
-            self.quarters.clear();
+        for row in quarters {
+            self.memory.keep_quarter(row);
         }
-        let there = quarters.iter().filter(|row| !written.contains(&(row.series, row.quarter)));
-        self.quarters.extend(there.map(|row| (row.series, (row.quarter, rank(row)))));
         if changed.is_empty() {
             return Ok(());
         }
@@ -525,15 +583,16 @@ async fn delete_older(connection: &mut PgConnection, keep: i64, most: i64) -> Re
     if gone.is_empty() {
         return Ok(0);
     }
-    // As those who write messages do, and in their order: a remark must not go while one comes that has it.
-    let meters: BTreeSet<i64> = gone.iter().map(|(meter, _)| *meter).collect();
-    let held = query("SELECT FROM meter WHERE id = ANY ($1) ORDER BY name FOR UPDATE");
-    held.bind(meters.into_iter().collect::<Vec<_>>()).execute(&mut *connection).await?;
     let remarks: BTreeSet<(i64, i64)> = gone.iter().filter_map(|(meter, remark)| Some((*meter, (*remark)?))).collect();
     let remarks: Vec<_> = remarks.into_iter().collect();
+    // A remark must not go while a message comes that has it.
+    have_asked_anew(connection).await?;
     let sql = "DELETE FROM remark USING unnest($1::bigint[], $2::bigint[]) AS gone (meter, id)
         WHERE remark.meter = gone.meter AND remark.id = gone.id
-            AND last_at < (SELECT min(at) FROM message WHERE message.meter = remark.meter)";
+            AND (last_at < (SELECT min(at) FROM message WHERE message.meter = remark.meter) OR NOT EXISTS (
+                SELECT FROM message
+                WHERE message.meter = remark.meter AND message.at >= first_at AND message.at <= last_at AND message.remark = remark.id
+            ))";
     let delete = query(sql).bind(column(&remarks, |(meter, _)| *meter)).bind(column(&remarks, |(_, id)| *id));
     delete.execute(connection).await?;
     Ok(u64::try_from(gone.len()).unwrap_or(u64::MAX))

@@ -14,7 +14,9 @@ use crate::{
         Incoming, json,
         ledgers::{Columns, LEDGER, by_gateway, read_ledger, tally},
         number,
-        tables::{LedgerRow, MessageRow, MeterRow, QuarterRow, RefusedRow, RemarkRow, SeriesRow, Tables, There},
+        tables::{
+            LedgerRow, MessageRow, MeterRow, QuarterRow, RefusedRow, SeriesRow, Tables, There, ThereAt, remarks_of,
+        },
         unreadable,
     },
 };
@@ -123,52 +125,22 @@ impl Tables for SqliteConnection {
         query_scalar(select).bind(&texts).fetch_all(self).await
     }
 
-    async fn there(&mut self, keys: &BTreeSet<(i64, i64)>) -> Result<HashMap<(i64, i64), Vec<There>>, sqlx::Error> {
-        let sql = r#"SELECT meter, at, n, layout, "values" FROM json_each(?) AS key
-            CROSS JOIN message ON meter = key.value ->> 0 AND at = key.value ->> 1"#;
-        let mut there: HashMap<_, Vec<_>> = HashMap::new();
-        let rows: Vec<(i64, i64, i64, i64, String)> = query_as(sql).bind(json(keys)).fetch_all(&mut *self).await?;
-        for (meter, at, n, layout, values) in rows {
-            let values = serde_json::from_str(&values).map_err(unreadable)?;
-            there.entry((meter, at)).or_default().push(There { n, layout, values });
-        }
-        seal::there(self, keys, &mut there).await?;
-        Ok(there)
-    }
-
-    async fn remarks(&mut self, remarks: &[RemarkRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
-        let mut ids: HashMap<(i64, String), i64> = HashMap::with_capacity(remarks.len());
-        for chunk in remarks.chunks(CHUNK) {
-            let mut sql = QueryBuilder::new("INSERT INTO remark (meter, content, first_at, last_at) ");
-            sql.push_values(chunk, |mut row, remark| {
-                row.push_bind(remark.meter).push_bind(remark.content);
-                row.push_bind(remark.first_at).push_bind(remark.last_at);
-            });
-            sql.push(
-                " ON CONFLICT (meter, content) DO UPDATE SET
-                first_at = min(first_at, excluded.first_at), last_at = max(last_at, excluded.last_at)
-                RETURNING meter, content, id",
-            );
-            for (meter, content, id) in sql.build_query_as().persistent(false).fetch_all(&mut *self).await? {
-                ids.insert((meter, content), id);
+    async fn insert_new(&mut self, messages: &mut [MessageRow]) -> Result<Vec<bool>, sqlx::Error> {
+        let mut there = there(self, &messages.iter().map(MessageRow::key).collect()).await?;
+        let mut stored = Vec::with_capacity(messages.len());
+        for message in messages.iter_mut() {
+            let there = there.entry(message.key()).or_default();
+            let new = message.find_place(there);
+            if new {
+                there.push(message.there());
             }
+            stored.push(new);
         }
-        let id = |remark: &RemarkRow<'_>| ids.get(&(remark.meter, remark.content.to_owned())).copied();
-        remarks.iter().map(|remark| id(remark).ok_or(sqlx::Error::RowNotFound)).collect()
-    }
-
-    async fn insert_messages(&mut self, messages: &[MessageRow]) -> Result<(), sqlx::Error> {
-        for chunk in messages.chunks(CHUNK) {
-            let columns = r#"meter, at, n, utc_offset, clock, received_at, layout, "values", remark"#;
-            let mut sql = QueryBuilder::new(format!("INSERT INTO message ({columns}) "));
-            sql.push_values(chunk, |mut row, message| {
-                row.push_bind(message.meter).push_bind(message.at.millis()).push_bind(message.n);
-                row.push_bind(message.at.offset_minutes()).push_bind(message.clock).push_bind(message.received_at);
-                row.push_bind(message.layout).push_bind(json(&message.values)).push_bind(message.remark);
-            });
-            sql.build().persistent(false).execute(&mut *self).await?;
-        }
-        Ok(())
+        let mut new: Vec<&mut MessageRow> =
+            messages.iter_mut().zip(&stored).filter_map(|(message, new)| new.then_some(message)).collect();
+        write_remarks(self, &mut new).await?;
+        insert_messages(self, &new).await?;
+        Ok(stored)
     }
 
     async fn series(&mut self, series: &[SeriesRow<'_>]) -> Result<Vec<i64>, sqlx::Error> {
@@ -282,6 +254,62 @@ impl Tables for SqliteConnection {
         }
         Ok(())
     }
+}
+
+/// What is there already at these meters and instants (ms).
+async fn there(connection: &mut SqliteConnection, keys: &BTreeSet<(i64, i64)>) -> Result<ThereAt, sqlx::Error> {
+    let sql = r#"SELECT meter, at, n, layout, "values" FROM json_each(?) AS key
+        CROSS JOIN message ON meter = key.value ->> 0 AND at = key.value ->> 1"#;
+    let mut there = ThereAt::new();
+    let rows: Vec<(i64, i64, i64, i64, String)> = query_as(sql).bind(json(keys)).fetch_all(&mut *connection).await?;
+    for (meter, at, n, layout, values) in rows {
+        let values = serde_json::from_str(&values).map_err(unreadable)?;
+        there.entry((meter, at)).or_default().push(There { n, layout, values });
+    }
+    seal::there(connection, keys, &mut there).await?;
+    Ok(there)
+}
+
+/// Writes what messages say besides their readings, and notes it in their rows.
+async fn write_remarks(connection: &mut SqliteConnection, messages: &mut [&mut MessageRow]) -> Result<(), sqlx::Error> {
+    let remarks = remarks_of(messages.iter().map(|message| &**message));
+    let mut ids: HashMap<i64, HashMap<String, i64>> = HashMap::new();
+    for chunk in remarks.chunks(CHUNK) {
+        let mut sql = QueryBuilder::new("INSERT INTO remark (meter, content, first_at, last_at) ");
+        sql.push_values(chunk, |mut row, remark| {
+            row.push_bind(remark.meter).push_bind(remark.content);
+            row.push_bind(remark.first_at).push_bind(remark.last_at);
+        });
+        sql.push(
+            " ON CONFLICT (meter, content) DO UPDATE SET
+            first_at = min(first_at, excluded.first_at), last_at = max(last_at, excluded.last_at)
+            RETURNING meter, content, id",
+        );
+        let rows: Vec<(i64, String, i64)> = sql.build_query_as().persistent(false).fetch_all(&mut *connection).await?;
+        for (meter, content, id) in rows {
+            ids.entry(meter).or_default().insert(content, id);
+        }
+    }
+    for message in messages {
+        let Some(said) = &message.said else { continue };
+        let id = ids.get(&message.meter).and_then(|ids| ids.get(said));
+        message.remark = Some(*id.ok_or(sqlx::Error::RowNotFound)?);
+    }
+    Ok(())
+}
+
+async fn insert_messages(connection: &mut SqliteConnection, messages: &[&mut MessageRow]) -> Result<(), sqlx::Error> {
+    for chunk in messages.chunks(CHUNK) {
+        let columns = r#"meter, at, n, utc_offset, clock, received_at, layout, "values", remark"#;
+        let mut sql = QueryBuilder::new(format!("INSERT INTO message ({columns}) "));
+        sql.push_values(chunk, |mut row, message| {
+            row.push_bind(message.meter).push_bind(message.at.millis()).push_bind(message.n);
+            row.push_bind(message.at.offset_minutes()).push_bind(message.clock).push_bind(message.received_at);
+            row.push_bind(message.layout).push_bind(json(&message.values)).push_bind(message.remark);
+        });
+        sql.build().persistent(false).execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 /// Of the refused messages beyond 10,000 or 64 MiB the oldest go.

@@ -1,0 +1,289 @@
+//! A connection, and what need not be asked again: most messages of a meter repeat what the one before said of everything but the values.
+//!
+//! Enters: what the tables said. Leaves: the same to later transactions, without a question. It stays true because stores only add to the
+//! tables: what else deletes from them waits until no store is within a transaction, and counts `store.deleted` up, at which all is
+//! asked anew. So it is after a transaction that was taken back.
+
+use std::collections::HashMap;
+
+use sqlx::{PgConnection, query_scalar, raw_sql};
+
+use crate::store::tables::{MeterRow, QuarterRow, RemarkRow, SeriesRow};
+
+/// Stores hold this lock together, each as long as its transaction lasts; who deletes what they remember holds it alone.
+const MEMORY_LOCK: i64 = 0x6d65_7465_726b_6d65;
+
+/// Most meters, layouts and series that are remembered.
+const REMEMBERED: usize = 100_000;
+/// Most remarks of one meter that are, and the longest.
+const REMARKS: usize = 8;
+const LONGEST_REMARK: usize = 4096;
+
+/// How long a meter may have been heard before `last_seen` is written again, ms.
+const SEEN_EVERY: i64 = 60_000;
+/// `last_at` of remarks is the end of such a span, ms.
+const NOTED: i64 = 900_000;
+
+/// The connection of a store.
+pub(super) struct Session {
+    pub(super) connection: PgConnection,
+    pub(super) memory: Memory,
+    /// `store.deleted` when the memory began.
+    deleted: i64,
+}
+
+/// What is known of the tables.
+#[derive(Default)]
+pub(super) struct Memory {
+    meters: HashMap<String, KnownMeter>,
+    /// Layouts by their text.
+    pub(super) layouts: HashMap<String, i64>,
+    /// Remarks by meter, the newest last.
+    remarks: HashMap<i64, Vec<KnownRemark>>,
+    /// Series by meter: register, unit, decimals, number.
+    series: HashMap<i64, Vec<(String, String, u8, i64)>>,
+    /// A quarter-hour of each series whose value is at least as good as this rank.
+    quarters: HashMap<i64, (i64, (bool, i64))>,
+}
+
+/// What the row of a meter says.
+pub(super) struct KnownMeter {
+    id: i64,
+    medium: (&'static str, u8),
+    protocol: String,
+    gateway: String,
+    predecessor: Option<String>,
+    first_seen: i64,
+    /// As the row says.
+    last_seen: i64,
+    /// When it was heard last.
+    latest: i64,
+}
+
+struct KnownRemark {
+    id: i64,
+    content: String,
+    first_at: i64,
+    last_at: i64,
+}
+
+impl KnownMeter {
+    /// As it was written, if that is what the row says: `seen` (first, last).
+    pub(super) fn written(heard: &MeterRow<'_>, id: i64, seen: (i64, i64)) -> Option<Self> {
+        (heard.last_seen == seen.1).then(|| Self {
+            id,
+            medium: (heard.medium, heard.medium_code),
+            protocol: heard.protocol.to_owned(),
+            gateway: heard.gateway.to_owned(),
+            predecessor: heard.predecessor.map(str::to_owned),
+            first_seen: seen.0,
+            last_seen: seen.1,
+            latest: seen.1,
+        })
+    }
+}
+
+impl Session {
+    pub(super) fn new(connection: PgConnection) -> Self {
+        Self { connection, memory: Memory::default(), deleted: 0 }
+    }
+
+    /// Begins a transaction that writes what was heard.
+    pub(super) async fn begin(&mut self) -> Result<(), sqlx::Error> {
+        // Rows that were waited for are read as they are then, whatever the server's default.
+        let sql = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared({MEMORY_LOCK})");
+        raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut self.connection).await?;
+        let deleted =
+            query_scalar("SELECT deleted FROM store").fetch_optional(&mut self.connection).await?.unwrap_or(0);
+        if deleted != self.deleted {
+            (self.memory, self.deleted) = (Memory::default(), deleted);
+        }
+        self.memory.bound();
+        Ok(())
+    }
+}
+
+/// Before something is deleted that stores remember: until the end of the transaction none writes.
+pub(super) async fn have_asked_anew(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let sql = format!("SELECT pg_advisory_xact_lock({MEMORY_LOCK}); UPDATE store SET deleted = deleted + 1");
+    raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
+}
+
+/// Up to when a remark is noted as said, so that few messages change its row: the end of the quarter-hour.
+pub(super) fn noted_until(last_at: i64) -> i64 {
+    last_at.div_euclid(NOTED).saturating_add(1).saturating_mul(NOTED).saturating_sub(1)
+}
+
+impl Memory {
+    fn bound(&mut self) {
+        let Self { meters, layouts, remarks, series, quarters } = self;
+        let lengths = [meters.len(), layouts.len(), remarks.len(), series.len(), quarters.len()];
+        if lengths.into_iter().any(|length| length > REMEMBERED) {
+            *self = Self::default();
+        }
+    }
+
+    /// A meter whose row says all this already, but for a minute of its last message.
+    pub(super) fn meter(&mut self, heard: &MeterRow<'_>) -> Option<i64> {
+        let known = self.meters.get_mut(heard.name)?;
+        let same = (known.medium, &*known.protocol, &*known.gateway)
+            == ((heard.medium, heard.medium_code), heard.protocol, heard.gateway);
+        let noted = heard.first_seen >= known.first_seen
+            && heard.last_seen < known.last_seen.saturating_add(SEEN_EVERY)
+            && (same || heard.last_seen < known.latest)
+            && heard.predecessor.is_none_or(|predecessor| known.predecessor.as_deref() == Some(predecessor));
+        if noted {
+            known.latest = known.latest.max(heard.last_seen);
+        }
+        noted.then_some(known.id)
+    }
+
+    /// How a meter was heard, with what its row does not say yet.
+    pub(super) fn heard<'b>(&'b self, heard: &MeterRow<'b>) -> MeterRow<'b> {
+        match self.meters.get(heard.name) {
+            Some(known) if known.latest > heard.last_seen => MeterRow {
+                medium: known.medium.0,
+                medium_code: known.medium.1,
+                protocol: &known.protocol,
+                gateway: &known.gateway,
+                last_seen: known.latest,
+                ..*heard
+            },
+            _ => *heard,
+        }
+    }
+
+    /// What the row of a meter says now; None: another store heard it later, and the row may say what that one knows.
+    pub(super) fn keep_meter(&mut self, name: String, known: Option<KnownMeter>) {
+        match known {
+            Some(known) => drop(self.meters.insert(name, known)),
+            None => drop(self.meters.remove(&name)),
+        }
+    }
+
+    fn known_remark(&self, meter: i64, content: &str) -> Option<&KnownRemark> {
+        self.remarks.get(&meter)?.iter().find(|known| known.content == content)
+    }
+
+    /// Whether a remark has a row.
+    pub(super) fn has_remark(&self, meter: i64, content: &str) -> bool {
+        self.known_remark(meter, content).is_some()
+    }
+
+    /// A remark whose row spans this one.
+    pub(super) fn remark(&self, row: &RemarkRow<'_>) -> Option<i64> {
+        let known = self.known_remark(row.meter, row.content)?;
+        (row.first_at >= known.first_at && row.last_at <= known.last_at).then_some(known.id)
+    }
+
+    pub(super) fn keep_remark(&mut self, row: &RemarkRow<'_>, id: i64) {
+        if row.content.len() > LONGEST_REMARK {
+            return;
+        }
+        let remarks = self.remarks.entry(row.meter).or_default();
+        let mut known = KnownRemark {
+            id,
+            content: row.content.to_owned(),
+            first_at: row.first_at,
+            last_at: noted_until(row.last_at),
+        };
+        if let Some(place) = remarks.iter().position(|known| known.content == row.content) {
+            let before = remarks.remove(place);
+            (known.first_at, known.last_at) = (known.first_at.min(before.first_at), known.last_at.max(before.last_at));
+        } else if remarks.len() >= REMARKS {
+            remarks.remove(0);
+        }
+        remarks.push(known);
+    }
+
+    pub(super) fn series(&self, row: &SeriesRow<'_>) -> Option<i64> {
+        let mut all = self.series.get(&row.meter)?.iter();
+        let same = all
+            .find(|(register, unit, scale, _)| (&**register, &**unit, *scale) == (row.register, row.unit, row.scale));
+        same.map(|(.., id)| *id)
+    }
+
+    pub(super) fn keep_series(&mut self, row: &SeriesRow<'_>, id: i64) {
+        let series = self.series.entry(row.meter).or_default();
+        if series.len() < REMEMBERED {
+            series.push((row.register.to_owned(), row.unit.to_owned(), row.scale, id));
+        }
+    }
+
+    /// Whether a quarter-hour's value is at least as good as this.
+    pub(super) fn quarter(&self, row: &QuarterRow) -> bool {
+        let known = self.quarters.get(&row.series);
+        known.is_some_and(|(quarter, rank)| *quarter == row.quarter && *rank <= rank_of(row))
+    }
+
+    pub(super) fn keep_quarter(&mut self, row: &QuarterRow) {
+        self.quarters.insert(row.series, (row.quarter, rank_of(row)));
+    }
+}
+
+fn rank_of(row: &QuarterRow) -> (bool, i64) {
+    (row.unsynchronised, row.late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard<'b>(gateway: &'b str, first_seen: i64, last_seen: i64) -> MeterRow<'b> {
+        MeterRow {
+            name: "E1",
+            medium: "electricity",
+            medium_code: 0,
+            protocol: "p1",
+            gateway,
+            predecessor: None,
+            first_seen,
+            last_seen,
+        }
+    }
+
+    #[test]
+    fn a_meter_is_written_again_for_what_is_new_and_each_minute() {
+        fn keep(memory: &mut Memory, heard: &MeterRow<'_>, seen: (i64, i64)) {
+            memory.keep_meter(heard.name.to_owned(), KnownMeter::written(heard, 7, seen));
+        }
+        let mut memory = Memory::default();
+        assert_eq!(memory.meter(&heard("gw", 1000, 1000)), None);
+        keep(&mut memory, &heard("gw", 1000, 1000), (1000, 1000));
+        assert_eq!(memory.meter(&heard("gw", 1000, 50_000)), Some(7));
+        assert_eq!(memory.meter(&heard("gw", 1000, 61_000)), None, "a minute");
+        assert_eq!(memory.meter(&heard("gw", 999, 1000)), None, "it is older than was known");
+        assert_eq!(memory.meter(&heard("other", 1000, 50_000)), None, "another gateway");
+        assert_eq!(memory.meter(&heard("other", 1000, 49_999)), Some(7), "another gateway, but earlier");
+        // What is written for the older one does not hide what was heard since.
+        let row = memory.heard(&heard("other", 999, 2000));
+        assert_eq!((row.gateway, row.first_seen, row.last_seen), ("gw", 999, 50_000));
+        assert_eq!(memory.heard(&heard("other", 1000, 60_000)).gateway, "other");
+        let replaced = MeterRow { predecessor: Some("E0"), ..heard("gw", 1000, 5000) };
+        assert_eq!(memory.meter(&replaced), None, "a predecessor");
+        keep(&mut memory, &replaced, (1000, 5000));
+        assert_eq!(memory.meter(&replaced), Some(7));
+        keep(&mut memory, &heard("gw", 6000, 6000), (1000, 9000));
+        assert_eq!(memory.meter(&heard("gw", 6000, 6000)), None, "another store heard it later");
+    }
+
+    #[test]
+    fn remarks_are_known_for_a_quarter_hour_and_few_of_a_meter() {
+        let row = |content, first_at, last_at| RemarkRow { meter: 1, content, first_at, last_at };
+        let mut memory = Memory::default();
+        memory.keep_remark(&row("a", 10, 20), 5);
+        assert_eq!(memory.remark(&row("a", 10, NOTED - 1)), Some(5));
+        assert_eq!(memory.remark(&row("a", 10, NOTED)), None);
+        assert_eq!(memory.remark(&row("a", 9, 20)), None);
+        assert!(memory.has_remark(1, "a") && !memory.has_remark(2, "a"));
+        memory.keep_remark(&row("a", 5, 6), 5);
+        assert_eq!(memory.remark(&row("a", 5, NOTED - 1)), Some(5));
+        for content in ["b", "c", "d", "e", "f", "g", "h", "i"] {
+            memory.keep_remark(&row(content, 0, 0), 6);
+        }
+        assert!(!memory.has_remark(1, "a") && memory.has_remark(1, "b"));
+        memory.keep_remark(&row(&"x".repeat(LONGEST_REMARK + 1), 0, 0), 6);
+        assert!(memory.has_remark(1, "b"), "one that is not kept drives none out");
+        assert_eq!([noted_until(0), noted_until(-1), noted_until(NOTED)], [NOTED - 1, -1, 2 * NOTED - 1]);
+    }
+}
