@@ -6,6 +6,7 @@
 use std::{borrow::Cow, fmt};
 
 use jiff::SignedDuration;
+use smol_str::SmolStr;
 
 use crate::{
     moment::Moment,
@@ -81,19 +82,20 @@ impl Medium {
 
 /// The name of a register: `import_low`, `energy`, `volume`, ... Lower case, digits and `_`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Register(Cow<'static, str>);
+pub struct Register(SmolStr);
 
 impl Register {
     /// A name known when this was compiled.
     pub const fn named(name: &'static str) -> Self {
-        Self(Cow::Borrowed(name))
+        Self(SmolStr::new_static(name))
     }
 
     /// From the wire: 1 to 64 bytes of `[a-z0-9_]`. None for anything else.
     pub fn from_text(text: &str) -> Option<Self> {
         let valid = (1..=64).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-        valid.then(|| Self(Cow::Owned(text.to_owned())))
+        // A message has dozens of names, and most have less than 24 bytes: they need no allocation.
+        valid.then(|| Self(SmolStr::new(text)))
     }
 
     /// The name.

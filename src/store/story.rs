@@ -579,6 +579,29 @@ async fn what_is_forgotten_leaves_no_row(ground: Ground) {
     assert_eq!(ground.column(sql).await, ["1"]);
 }
 
+async fn what_was_forgotten_is_written_anew_by_a_store_that_ran(ground: Ground) {
+    let mut store = ground.open().await;
+    let said = |seq: u64, at: i64| {
+        let mut said = message(seq, at, &format!("{seq}.000"));
+        said.report.info = vec![("text".into(), "the same".into())];
+        said
+    };
+    assert_eq!(counts(&store.commit(&batch([said(1, 0), said(2, 10)])).await.unwrap()), [2, 0, 0, 0]);
+    for (seq, before) in [(3, Some(START + 15_000)), (4, None)] {
+        let meter = ground.read().await.meters().await.unwrap().remove(0);
+        let mut database = crate::store::forget(&ground.url()).await.unwrap();
+        while database.step(&meter, before).await.unwrap().is_some() {}
+        // In the same quarter-hour, with the same remark.
+        let again = said(seq, 10 * seq.cast_signed());
+        assert_eq!(counts_of(&mut store, again.clone()).await, [1, 0, 0, 0]);
+        let mut reader = ground.read().await;
+        assert_eq!(reader.meters().await.unwrap().len(), 1);
+        assert_eq!(reader.readings(None).await.unwrap(), [(again.report, again.received_at)]);
+        let sql = "SELECT concat_ws(' ', meter, value) FROM quarter_hour";
+        assert_eq!(ground.column(sql).await, [format!("E1 {seq}.000")]);
+    }
+}
+
 async fn counts_of(store: &mut Box<dyn Database>, message: Message) -> [u64; 4] {
     counts(&store.commit(&batch([message])).await.unwrap())
 }
@@ -604,6 +627,7 @@ macro_rules! everywhere {
 
 everywhere! {
     what_is_forgotten_leaves_no_row,
+    what_was_forgotten_is_written_anew_by_a_store_that_ran,
     for_long_periods_few_values_are_read_and_say_the_same,
     the_views_have_the_same_columns_in_each_database,
     reports_leave_as_they_entered,
