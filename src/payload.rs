@@ -25,6 +25,9 @@ use crate::{
 /// The schema written here. A message of a newer one is refused and kept, to be read after an upgrade.
 pub const SCHEMA: u32 = 1;
 
+/// Most bytes of the name of a gateway, a meter or a protocol. Stores have names in their keys, which take no text of any length.
+pub const MOST_NAME: usize = 256;
+
 /// Where a message stands in its gateway's numbering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
@@ -434,6 +437,7 @@ impl Envelope {
     }
 
     fn checked(wire: WireEnvelope<'_>) -> Result<(u32, Self), Refused> {
+        check_name("gateway", &wire.gateway)?;
         let epoch = Epoch::from_text(&wire.epoch).ok_or_else(|| bad("epoch", &wire.epoch))?;
         let WireEnvelope { schema, gateway, seq, prev, first, missing, .. } = wire;
         if first == 0 || first > seq || prev >= seq {
@@ -486,9 +490,8 @@ impl Message {
             },
             meter: wire.meter.into_owned(),
         };
-        if report.meter.is_empty() || report.meter.len() > 256 {
-            return Err(bad("meter", &report.meter));
-        }
+        check_name("meter", &report.meter)?;
+        check_name("protocol", &report.protocol)?;
         Ok(Self { envelope, received_at: read_moment("received_at", &wire.received_at)?, report })
     }
 }
@@ -528,6 +531,13 @@ fn read_value(value: &RawValue) -> Result<Decimal, Refused> {
 
 fn read_unit(unit: &str) -> Result<Unit, Refused> {
     Unit::from_text(unit).ok_or_else(|| bad("unit", unit))
+}
+
+fn check_name(field: &str, name: &str) -> Result<(), Refused> {
+    if (1..=MOST_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Refused::Malformed(format!("{field} has {} bytes: a name has 1 to {MOST_NAME}", name.len())))
 }
 
 fn read_moment(field: &str, text: &str) -> Result<Moment, Refused> {
@@ -637,6 +647,28 @@ mod tests {
         assert!(matches!(refused("\"first\":1", "\"first\":43"), Refused::Malformed(_)));
         let broken = good.replacen("\"gateway\",\"received", "\"sundial\",\"received", 1);
         assert_eq!(Envelope::from_json(broken.as_bytes()).unwrap(), (1, envelope));
+    }
+
+    #[test]
+    fn a_name_is_bounded() {
+        let good = message(&envelope(), &body(&report(), "2026-11-21T19:00:00.123Z".parse().unwrap()));
+        for (field, name) in [("gateway", "gw-1"), ("meter", "KAM-12345678-1B-04"), ("protocol", "mbus")] {
+            let named = |bytes: usize| {
+                let from = format!("\"{field}\":\"{name}\"");
+                assert!(good.contains(&from));
+                Message::from_json(
+                    good.replacen(&from, &format!("\"{field}\":\"{}\"", "x".repeat(bytes)), 1).as_bytes(),
+                )
+            };
+            assert!(named(1).is_ok() && named(MOST_NAME).is_ok(), "{field}");
+            for bytes in [0, MOST_NAME + 1, 100_000] {
+                let reason = format!("{field} has {bytes} bytes: a name has 1 to 256");
+                assert_eq!(named(bytes), Err(Refused::Malformed(reason)));
+            }
+        }
+        // Nor are its numbers taken from whoever has no name.
+        let long = good.replacen("gw-1", &"x".repeat(MOST_NAME + 1), 1);
+        assert!(matches!(Envelope::from_json(long.as_bytes()), Err(Refused::Malformed(_))));
     }
 
     #[test]

@@ -633,8 +633,9 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
         {
             // Not all databases have a calendar before it, and no meter has.
             let early = |at: &Moment| at.millis() < YEAR_ONE;
-            if message.report.measured_at.iter().chain([&message.received_at]).any(early) {
-                let reason = "its time is before the year 1".to_owned();
+            let own = message.report.readings.iter().filter_map(|reading| reading.at.as_ref());
+            if message.report.measured_at.iter().chain([&message.received_at]).chain(own).any(early) {
+                let reason = "it has a time before the year 1".to_owned();
                 return Err(Unreadable { reason, schema: 0, envelope: Some(Box::new(message.envelope)) });
             }
             return Ok(message);

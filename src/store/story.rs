@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{self, StoreUrl},
     consumption::{By, Curve, Point},
-    delivery::{Epoch, EpochAck, Ranges, Tally},
+    delivery::{Epoch, EpochAck, Ranges, Tally, topic},
     moment::Moment,
     payload::{self, Envelope, Message},
     reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
@@ -414,6 +414,61 @@ async fn messages_refused_for_a_newer_schema_are_read_after_an_upgrade(ground: G
     assert_eq!(reasons[2], "252 1 1 `elastic` is no medium");
 }
 
+async fn what_a_payload_may_hold_at_most_every_database_takes(ground: Ground) {
+    let mut store = ground.open().await;
+    let base = "m";
+    let incoming = |message: &Message| {
+        let Message { envelope, received_at, report } = message;
+        let topic = topic::of_meter(base, &envelope.gateway, &report.meter, "telegram");
+        role::incoming(base, &topic, payload::message(envelope, &payload::body(report, *received_at)).as_bytes())
+    };
+    let at = |millis: i64| Moment::from_millis(millis, 0);
+    let (first, last) = (-62_135_596_800_000, 253_402_207_199_999);
+    // PostgreSQL keeps each of these bytes as three.
+    let longest = "\0".repeat(payload::MOST_NAME);
+    let register = Register::from_text(&format!("import_{}", "x".repeat(57))).unwrap();
+    let mut message = message(1, 0, "999999999999999999");
+    message.envelope.gateway = longest.clone();
+    message.report.meter = longest.clone();
+    message.report.protocol = longest.clone().into();
+    message.report.info = vec![("predecessor".into(), longest.clone().into())];
+    message.report.readings[0].register = register.clone();
+    message.report.readings[0].unit = Unit::from_text(&"~".repeat(16)).unwrap();
+    message.report.readings[0].at = at(first);
+    message.report.readings[1].at = at(last);
+    let mut other = message.clone();
+    (other.envelope.seq, other.envelope.prev) = (2, 1);
+    other.report.measured_at = at(first);
+    other.received_at = at(last).unwrap();
+    other.report.info = vec![("predecessor".into(), "x".repeat(payload::MOST_NAME + 1).into())];
+    let batch = [incoming(&message), incoming(&other)];
+    assert_eq!(batch, [Incoming::Message(message.clone()), Incoming::Message(other.clone())]);
+    let committed = store.commit(&batch).await.unwrap();
+    assert_eq!(counts(&committed), [2, 0, 0, 0]);
+    assert_eq!((committed.acks[0].0.as_str(), committed.acks[0].1[0].through), (longest.as_str(), 2));
+    let mut reader = ground.read().await;
+    assert_eq!(reader.readings(None).await.unwrap(), [(message.report.clone(), message.received_at)]);
+    let meter = reader.meters().await.unwrap().pop().unwrap();
+    // A text that is longer than any name names no meter.
+    assert_eq!(meter.predecessor.as_ref(), Some(&longest));
+    let series = reader.series(&meter).await.unwrap();
+    assert_eq!(series.iter().map(|series| &series.register).collect::<Vec<_>>(), [&register]);
+    // SQL users can ask for all of it.
+    assert_eq!(ground.column("SELECT count(at) || ' ' || count(measured_at) FROM reading").await, ["4 4"]);
+    assert_eq!(ground.column("SELECT count(measured_at) || '' FROM quarter_hour").await, ["1"]);
+
+    // What no calendar of theirs has is kept as refused.
+    let early = at(first - 1);
+    let mut earlier = [message.clone(), message.clone(), message];
+    earlier[0].report.readings[1].at = early;
+    earlier[1].report.measured_at = early;
+    earlier[2].received_at = early.unwrap();
+    for message in earlier {
+        let Incoming::Refused { reason, envelope, .. } = incoming(&message) else { panic!("{message:?}") };
+        assert_eq!((reason.as_str(), envelope), ("it has a time before the year 1", Some(message.envelope)));
+    }
+}
+
 async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_adds_nothing(ground: Ground) {
     let mut store = ground.open().await;
     let of_epoch = |epoch: u64, gateway: &str| {
@@ -639,5 +694,6 @@ everywhere! {
     the_view_shows_exact_decimals,
     refused_messages_are_bounded,
     messages_refused_for_a_newer_schema_are_read_after_an_upgrade,
+    what_a_payload_may_hold_at_most_every_database_takes,
     of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_adds_nothing,
 }

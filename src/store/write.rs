@@ -14,8 +14,8 @@ use crate::{
     delivery::Arrival,
     layout::{self, Layout},
     moment::Moment,
-    payload::Message,
-    reading::{Clock, Medium, Qualifiers, Reading, Report},
+    payload::{MOST_NAME, Message},
+    reading::{Clock, Info, Medium, Qualifiers, Reading, Report},
 };
 
 /// Refused messages that are read again in one transaction: at 256 KiB each they are held in memory.
@@ -144,7 +144,9 @@ async fn meters(tables: &mut impl Tables, messages: &[&Message]) -> Result<HashM
         if now >= heard.last {
             (heard.latest, heard.last) = (message, now);
         }
-        let predecessor = message.report.info.iter().find(|(name, _)| name == PREDECESSOR);
+        // A longer text names no meter.
+        let named = |(name, text): &&Info| name == PREDECESSOR && text.len() <= MOST_NAME;
+        let predecessor = message.report.info.iter().find(named);
         heard.predecessor = predecessor.map(|(_, name)| &**name).or(heard.predecessor);
     }
     let rows = heard.into_iter().map(|(name, Heard { latest, predecessor, first, last })| {
