@@ -34,6 +34,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod story;
 mod tables;
+mod unpruned;
 mod write;
 
 pub use error::{StoreError, Trouble};

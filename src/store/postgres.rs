@@ -30,7 +30,7 @@ use sqlx::{
 
 use super::{
     Committed, Database, Incoming, Read, Reread, Size, StoreError, Trouble, draw, ledgers::EPOCHS, number,
-    tables::Tables as _, unreadable, write,
+    tables::Tables as _, unpruned::Unpruned, unreadable, write,
 };
 use crate::{config::PostgresUrl, delivery::EpochAck};
 
@@ -95,8 +95,7 @@ pub struct Postgres {
     unfinished: bool,
     /// How large the database was when it was last looked at.
     size: Size,
-    /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
-    unpruned: (usize, usize),
+    unpruned: Unpruned,
 }
 
 impl fmt::Debug for Postgres {
@@ -114,25 +113,14 @@ impl Postgres {
         let (generation, started) = prepared.unwrap_or_else(|_| Err(StoreError::postgres(&place, timed_out())))?;
         let size = within(ANSWER, tables::size(&mut connection)).await;
         let size = size.map_err(|error| StoreError::postgres(&place, error))?;
-        let unpruned = (usize::MAX, usize::MAX);
         let session = Session::new(connection);
-        Ok(Self { place, session, generation, started, unfinished: false, size, unpruned })
+        Ok(Self { place, session, generation, started, unfinished: false, size, unpruned: Unpruned::UNKNOWN })
     }
 
-    /// Finding what is beyond the bounds reads all refused messages: not for every batch of a flood.
     async fn prune_refused(&mut self, batch: &[Incoming]) -> Result<(), sqlx::Error> {
-        let (mut rows, mut bytes) = self.unpruned;
-        for incoming in batch {
-            if let Incoming::Refused { topic, payload, .. } = incoming {
-                rows = rows.saturating_add(1);
-                bytes = bytes.saturating_add(payload.len()).saturating_add(topic.len());
-            }
-        }
-        let due = rows >= 1000 || bytes >= 6 * 1024 * 1024;
-        self.unpruned = (rows, bytes);
-        if due {
+        if self.unpruned.is_due_with(batch) {
             tables::prune_refused(&mut self.session.connection).await?;
-            self.unpruned = (0, 0);
+            self.unpruned = Unpruned::default();
         }
         Ok(())
     }
@@ -204,7 +192,7 @@ impl Postgres {
             Ok(value) => return Some(Ok(value)),
             Err(error) => StoreError::postgres(&self.place, error),
         };
-        self.unpruned = (usize::MAX, usize::MAX);
+        self.unpruned = Unpruned::UNKNOWN;
         self.session.memory = Memory::default();
         // The next call would begin with it; but other stores wait for what is held.
         if !error.needs_reopening()

@@ -29,7 +29,7 @@ use sqlx::{
 
 use super::{
     Committed, Database, Incoming, Read, Reread, Size, StoreError, Trouble, draw, json, ledgers::EPOCHS, number,
-    tables::Tables as _, write,
+    tables::Tables as _, unpruned::Unpruned, write,
 };
 use crate::delivery::EpochAck;
 
@@ -71,8 +71,7 @@ pub struct Sqlite {
     unfinished: bool,
     /// The files that were opened.
     identity: Identity,
-    /// Refused messages, and their bytes, that came since the oldest were deleted. At the start it is not known.
-    unpruned: (usize, usize),
+    unpruned: Unpruned,
     sealer: Sealer,
     /// As it was at the last upkeep.
     bytes_a_day: Option<i64>,
@@ -117,7 +116,6 @@ impl Sqlite {
             generation(&mut connection, restored).await.map_err(|error| StoreError::sqlite(path, error))?;
         let identity = Identity::at(path);
         identity.write(&mut lock).map_err(|error| StoreError::io(path, error))?;
-        let unpruned = (usize::MAX, usize::MAX);
         Ok(Self {
             path: path.to_owned(),
             connection,
@@ -125,7 +123,7 @@ impl Sqlite {
             started: draw(),
             unfinished: false,
             identity,
-            unpruned,
+            unpruned: Unpruned::UNKNOWN,
             sealer: Sealer::default(),
             bytes_a_day: None,
             _lock: lock,
@@ -142,20 +140,10 @@ impl Sqlite {
         if Identity::at(&self.path) == self.identity { Ok(()) } else { Err(StoreError::Replaced(self.path.clone())) }
     }
 
-    /// Finding what is beyond the bounds reads all refused messages: not for every batch of a flood.
     async fn prune_refused(&mut self, batch: &[Incoming]) -> Result<(), sqlx::Error> {
-        let (mut rows, mut bytes) = self.unpruned;
-        for incoming in batch {
-            if let Incoming::Refused { topic, payload, .. } = incoming {
-                rows = rows.saturating_add(1);
-                bytes = bytes.saturating_add(payload.len()).saturating_add(topic.len());
-            }
-        }
-        let due = rows >= 1000 || bytes >= 6 * 1024 * 1024;
-        self.unpruned = (rows, bytes);
-        if due {
+        if self.unpruned.is_due_with(batch) {
             tables::prune_refused(&mut self.connection).await?;
-            self.unpruned = (0, 0);
+            self.unpruned = Unpruned::default();
         }
         Ok(())
     }
@@ -245,7 +233,7 @@ impl Database for Sqlite {
         };
         let result = self.end(result).await;
         if result.is_err() {
-            self.unpruned = (usize::MAX, usize::MAX);
+            self.unpruned = Unpruned::UNKNOWN;
         }
         let committed = result?;
         // What was written to a file that nobody finds any more is not acknowledged.
