@@ -125,6 +125,9 @@ pub enum Trouble {
     /// A database whose texts cannot hold what meters send.
     #[error("the database does not keep texts as UTF8; create another one with ENCODING 'UTF8' TEMPLATE template0")]
     Encoding,
+    /// What it was given has no place in its tables, such as a value that is out of range.
+    #[error("the database does not take what it is given")]
+    Value,
     /// Anything else.
     #[error("the database answers with an error")]
     Other,
@@ -136,6 +139,7 @@ impl Trouble {
         matches!(
             self,
             Self::Other
+                | Self::Value
                 | Self::NoWay
                 | Self::Tls
                 | Self::PasswordFile
@@ -164,9 +168,28 @@ impl StoreError {
         match self {
             Self::Database { trouble, .. } => !matches!(
                 trouble,
-                Trouble::Full | Trouble::Busy | Trouble::Io | Trouble::ReadOnly | Trouble::ServerFull | Trouble::Rights
+                Trouble::Full
+                    | Trouble::Busy
+                    | Trouble::Io
+                    | Trouble::ReadOnly
+                    | Trouble::ServerFull
+                    | Trouble::Rights
+                    | Trouble::Value
             ),
             _ => true,
+        }
+    }
+
+    /// Why a message is refused, where the database does not take what it was given; it may take everything else. None for all other
+    /// errors.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Database { trouble: Trouble::Value, source, .. } => {
+                // It may repeat the whole value.
+                let source: String = source.to_string().chars().take(200).collect();
+                Some(format!("the database does not take it: {source}"))
+            }
+            _ => None,
         }
     }
 
@@ -190,6 +213,8 @@ impl StoreError {
             11 => Trouble::Corrupt,
             13 => Trouble::Full,
             14 => Trouble::CannotOpen,
+            // Too large, a constraint, another type.
+            18..=20 => Trouble::Value,
             26 => Trouble::NotADatabase,
             _ => Trouble::Other,
         };
@@ -239,7 +264,29 @@ fn of_state(state: &str) -> Trouble {
         "53300" => Trouble::Crowded,
         "57014" => Trouble::Slow,
         "58030" | "XX001" | "XX002" => Trouble::ServerIo,
+        // A value, a constraint, and a limit such as that of an index row.
+        state if ["22", "23", "54"].iter().any(|class| state.starts_with(class)) => Trouble::Value,
         state if state.starts_with("57P") || state.starts_with("08") => Trouble::Unreachable,
         _ => Trouble::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_database_does_not_take_is_told_from_what_it_cannot_do() {
+        // Out of range, a NUL in a text, twice the same key, a check; an index row that is too large.
+        for state in ["22003", "22021", "23505", "23514", "54000"] {
+            assert_eq!(of_state(state), Trouble::Value, "{state}");
+        }
+        for state in ["08006", "25006", "40001", "42P01", "53100", "57014", "58030", "XX001", ""] {
+            assert_ne!(of_state(state), Trouble::Value, "{state}");
+        }
+        let error = |trouble| StoreError::Database { place: "p".into(), trouble, source: "x".repeat(1000).into() };
+        assert_eq!(error(Trouble::Full).refusal(), None);
+        let reason = error(Trouble::Value).refusal().unwrap();
+        assert!(reason.len() < 300 && !error(Trouble::Value).needs_reopening(), "{reason}");
     }
 }

@@ -3,7 +3,8 @@
 //! Enters: messages of all gateways. Leaves: rows in a database, acknowledgements; and what the commands ask of it.
 //!
 //! - [`run`]: the role.
-//! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them.
+//! - [`Database`]: what it asks of a database. `write`, `ledgers`: how a batch becomes rows, the same for all of them; `apart`: what
+//!   happens to one that is refused.
 //! - [`Reader`]: what the commands ask of it, whether the daemon runs or not. [`Forget`]: what is to leave it.
 //! - [`counters`]: what was used, across meters that were exchanged.
 //! - [`sqlite`]: a file. [`postgres`]: a server.
@@ -22,6 +23,7 @@ use crate::{
     unit::{Decimal, Unit},
 };
 
+mod apart;
 pub mod counters;
 mod error;
 mod health;

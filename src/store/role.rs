@@ -4,6 +4,8 @@
 //! acknowledgement for each gateway in it; its health. A message that cannot be read is kept as it came, and read
 //! again after an upgrade where a newer build can.
 //!
+//! A message that the database does not take is kept as refused (see `apart`): nothing else waits for it.
+//!
 //! While the database is in trouble the messages of one batch wait in memory; what comes beyond is declined, by
 //! saying nothing, and comes again.
 //!
@@ -26,7 +28,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Database, Incoming, Reread, StoreError, health::Health, lives::Lives};
+use super::{
+    Database, Incoming, Reread, StoreError,
+    apart::{self, Outcome},
+    health::Health,
+    lives::Lives,
+};
 use crate::{
     config::{self, BrokerUrl},
     delivery::{Ack, EpochAck, topic},
@@ -329,14 +336,7 @@ impl Role {
         self.commit_at.get_or_insert(deadline);
         let incoming = incoming(base, topic, payload);
         if let Incoming::Refused { reason, .. } = &incoming {
-            self.refused = self.refused.saturating_add(1);
-            // The 1st, 2nd, 4th, 8th...: whoever can publish must not be able to fill the log, or write lines of it.
-            if self.refused.is_power_of_two() {
-                let (topic, reason, count) = (shown(topic), shown(reason), self.refused);
-                tracing::warn!(
-                    "a message under {topic} is refused: {reason}; it is kept in the table `refused` ({count} so far)"
-                );
-            }
+            self.note_refused(topic, reason);
         }
         if let Some(envelope) = incoming.envelope() {
             self.lives.hear(&envelope.gateway);
@@ -355,22 +355,34 @@ impl Role {
         self.batch.push(incoming);
     }
 
-    /// Commits the batch, and reads meanwhile what arrives for the next one. Where that fails it waits to be tried again.
+    fn note_refused(&mut self, topic: &str, reason: &str) {
+        self.refused = self.refused.saturating_add(1);
+        // The 1st, 2nd, 4th, 8th...: whoever can publish must not be able to fill the log, or write lines of it.
+        if self.refused.is_power_of_two() {
+            let (topic, reason, count) = (shown(topic), shown(reason), self.refused);
+            tracing::warn!(
+                "a message under {topic} is refused: {reason}; it is kept in the table `refused` ({count} so far)"
+            );
+        }
+    }
+
+    /// Commits the batch, and reads meanwhile what arrives for the next one. What fails waits to be tried again.
     async fn commit(&mut self) {
         let Some(mut database) = self.database.take() else { return };
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
         let bytes = std::mem::take(&mut self.batch_bytes);
         let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
-        let begin = Instant::now();
+        let (begin, count) = (Instant::now(), batch.len());
         // What is tried again must not grow with each attempt.
         let retried = self.trouble.is_some();
-        let result = {
-            let mut committing = pin!(database.commit(&batch));
+        let (base, pulse) = (self.settings.mqtt.base_topic.as_str().to_owned(), self.settings.pulse.clone());
+        let Outcome { committed, refused, rest, error } = {
+            let mut committing = pin!(apart::commit(&mut *database, batch, &base, &pulse));
             loop {
                 let room = self.held.is_none() && !retried && !self.is_full();
                 tokio::select! {
                     biased;
-                    result = &mut committing => break result,
+                    outcome = &mut committing => break outcome,
                     event = self.link.events.recv(), if room => match event {
                         Some(Event::Message { topic, payload, .. }) => self.hear_message(&topic, &payload),
                         other => self.held = Some(other),
@@ -379,32 +391,35 @@ impl Role {
             }
         };
         self.database = Some(database);
-        match result {
-            Ok(committed) => {
-                tracing::debug!("store: {} messages, {bytes} bytes committed in {:?}", batch.len(), begin.elapsed());
-                self.health.count(&committed);
-                self.acks.extend(committed.acks);
-                self.works();
-            }
-            Err(error) => {
-                let later = std::mem::replace(&mut self.batch, batch);
-                self.batch.extend(later);
-                self.batch_bytes = self.batch_bytes.saturating_add(bytes);
-                self.backlog |= backlog;
-                self.commit_at = commit_at.or(self.commit_at);
-                self.fail(error).await;
-            }
+        self.health.count(&committed);
+        self.acks.extend(committed.acks);
+        for (topic, reason) in refused {
+            self.note_refused(&topic, &reason);
         }
+        let Some(error) = error else {
+            tracing::debug!("store: {count} messages, {bytes} bytes committed in {:?}", begin.elapsed());
+            return self.works();
+        };
+        let left = if rest.len() == count { bytes } else { rest.iter().map(size).sum() };
+        let later = std::mem::replace(&mut self.batch, rest);
+        self.batch.extend(later);
+        self.batch_bytes = self.batch_bytes.saturating_add(left);
+        self.backlog |= backlog;
+        self.commit_at = commit_at.or(self.commit_at);
+        self.fail(error).await;
     }
 
     /// Says what the database complains of, once, and has it tried again later.
     async fn fail(&mut self, error: StoreError) {
         let replaced = matches!(error, StoreError::Replaced(_));
-        let text = error.to_string();
+        let (text, meanwhile) = match error.refusal() {
+            Some(reason) => (shown(&reason), "it waits, and everything else is stored"),
+            None => (error.to_string(), MEANWHILE),
+        };
         if replaced {
             tracing::warn!("store: {text}; it is opened again");
         } else if self.trouble.as_ref() != Some(&text) {
-            tracing::error!("store: {text}; {MEANWHILE}");
+            tracing::error!("store: {text}; {meanwhile}");
         }
         self.trouble = Some(text);
         self.say_what_it_does();
@@ -657,6 +672,14 @@ fn read(base: &str, topic: &str, payload: &[u8]) -> Result<Message, Unreadable> 
         Err(refused @ (Refused::NewerSchema(_) | Refused::Malformed(_))) => refused.to_string(),
     };
     Err(Unreadable { reason, schema, envelope })
+}
+
+/// About how many bytes a message had when it arrived.
+fn size(incoming: &Incoming) -> usize {
+    match incoming {
+        Incoming::Message(message) => payload::body(&message.report, message.received_at).len(),
+        Incoming::Refused { topic, payload, .. } => payload.len().saturating_add(topic.len()),
+    }
 }
 
 /// The beginning of a text that came from outside, fit for a log.

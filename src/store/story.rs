@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions as _, query_scalar, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
 use super::{
-    Committed, Counts, Database, Forgotten, Incoming, Quarter, Quarters, Reader, Reread,
+    Committed, Counts, Database, Forgotten, Incoming, Quarter, Quarters, Reader, Reread, apart,
     counters::{Question, counters},
     open,
     postgres::server::Postgres,
@@ -19,6 +19,7 @@ use crate::{
     delivery::{Epoch, EpochAck, Ranges, Tally, topic},
     moment::Moment,
     payload::{self, Envelope, Message},
+    pulse::Pulse,
     reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
@@ -469,6 +470,52 @@ async fn what_a_payload_may_hold_at_most_every_database_takes(ground: Ground) {
     }
 }
 
+async fn what_the_database_does_not_take_is_refused_and_everything_else_is_stored(ground: Ground) {
+    let mut store = ground.open().await;
+    // As if 7.000 were a value that has no place in the table.
+    ground
+        .column(ground.instant(
+            "CREATE TRIGGER fail BEFORE INSERT ON message WHEN new.\"values\" LIKE '[7000,%' BEGIN SELECT raise(ABORT, 'no place for it'); END",
+            "ALTER TABLE message ADD CONSTRAINT \"no place for it\" CHECK (\"values\"[1] <> 7000)",
+        ))
+        .await;
+    let culprits = [1, 400, 401, 1000];
+    let value = |seq: u64| if culprits.contains(&seq) { "7.000".to_owned() } else { format!("{seq}.5") };
+    let messages = batch((1..=1000).map(|seq| message(seq, seq.cast_signed(), &value(seq))));
+    assert!(store.commit(&messages).await.unwrap_err().refusal().is_some());
+    let outcome = apart::commit(&mut *store, messages.clone(), "m", &Pulse::default()).await;
+    assert!(outcome.error.is_none() && outcome.rest.is_empty(), "{:?}", outcome.error);
+    assert_eq!(counts(&outcome.committed), [996, 0, 0, 4]);
+    let epochs = store.epochs("gw-1").await.unwrap();
+    assert_eq!((epochs[0].through, epochs[0].tally), (1000, Tally { stored: 996, repeated: 0, refused: 4 }));
+    assert_eq!(outcome.committed.acks.last(), Some(&("gw-1".to_owned(), epochs)));
+    let refused = "SELECT concat_ws(' ', topic, gateway, seq, schema, readable) FROM refused ORDER BY id";
+    let expected = culprits.map(|seq| format!("m/gw-1/E1/telegram gw-1 {seq} 1 1"));
+    assert_eq!(ground.column(refused).await, expected);
+    for reason in ground.column("SELECT reason FROM refused").await {
+        assert!(
+            reason.starts_with("the database does not take it: ") && reason.contains("no place for it"),
+            "{reason}"
+        );
+    }
+    // Sent again they are known, and nothing needs to be taken apart.
+    assert_eq!(counts(&store.commit(&messages).await.unwrap()), [0, 0, 1000, 0]);
+    // They are not read again at the next start: that would fail in the same way.
+    assert_eq!(store.reread(payload::SCHEMA, &role::reread("m")).await.unwrap(), Reread::default());
+
+    // What is not even taken as refused.
+    ground
+        .column(ground.instant(
+            "CREATE TRIGGER none BEFORE INSERT ON refused BEGIN SELECT raise(ABORT, 'nor here'); END",
+            "ALTER TABLE refused ADD CONSTRAINT \"nor here\" CHECK (seq < 1001)",
+        ))
+        .await;
+    let messages = batch([message(1001, 1001, "7.000"), message(1002, 1002, "1002.5")]);
+    let outcome = apart::commit(&mut *store, messages.clone(), "m", &Pulse::default()).await;
+    assert_eq!((outcome.rest.as_slice(), counts(&outcome.committed)), (&messages[..1], [1, 0, 0, 0]));
+    assert!(outcome.error.unwrap().to_string().contains("nor here"));
+}
+
 async fn of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_adds_nothing(ground: Ground) {
     let mut store = ground.open().await;
     let of_epoch = |epoch: u64, gateway: &str| {
@@ -695,5 +742,6 @@ everywhere! {
     refused_messages_are_bounded,
     messages_refused_for_a_newer_schema_are_read_after_an_upgrade,
     what_a_payload_may_hold_at_most_every_database_takes,
+    what_the_database_does_not_take_is_refused_and_everything_else_is_stored,
     of_a_gateways_starts_the_last_thousand_are_remembered_and_an_older_one_adds_nothing,
 }

@@ -283,6 +283,51 @@ async fn two_stores_share_what_comes_and_when_one_is_killed_nothing_is_lost_or_d
     .await;
 }
 
+#[tokio::test]
+async fn a_message_that_the_server_does_not_take_is_refused_and_holds_nothing_up() {
+    let mut house = House::new(45, Postgres::start()).await;
+    let store = house.store_that_works().await;
+    house.telegrams(2).await;
+    house.is_stored().await;
+    let alter = |house: &House, what: &str| drop(house.server.sql(&house.database, &format!("ALTER TABLE {what}")));
+    let holds = async |house: &House, messages: usize, refused: usize| {
+        let expected = (messages as u64, refused as u64);
+        let what = format!("{expected:?} messages and refused ones");
+        let counts = async || crate::parts::counts_at(&house.url()).await;
+        until(&what, async || {
+            let counts = counts().await?;
+            ((counts.messages, counts.refused) == expected).then_some(())
+        })
+        .await;
+    };
+    // What the meter will say at 20:03 and 20:07.
+    let strange = "CHECK (at NOT IN ('2026-11-21 20:03:00+01', '2026-11-21 20:07:00+01'))";
+    alter(&house, &format!("message ADD CONSTRAINT strange {strange}"));
+    house.telegrams(3).await;
+    holds(&house, house.meter.messages() - 1, 1).await;
+    store.says("is refused: the database does not take it: ").await;
+    until("all is acknowledged", async || {
+        let ack = house.client.under("/ack/main").last()?.json();
+        let all = ack["epochs"][0]["through"] == house.meter.messages();
+        (all && ack["epochs"][0]["refused"] == 1).then_some(())
+    })
+    .await;
+    house.database_is("ok").await;
+    assert_eq!(times(&store, "ERROR"), 0, "{}", store.stderr());
+
+    // Not even as refused: it waits alone.
+    alter(&house, "refused ADD CONSTRAINT closed CHECK (false) NOT VALID");
+    house.telegrams(4).await;
+    store.says("; it waits, and everything else is stored").await;
+    house.database_is("the database does not take it").await;
+    house.telegrams(4).await;
+    holds(&house, house.meter.messages() - 2, 1).await;
+    alter(&house, "message DROP CONSTRAINT strange");
+    holds(&house, house.meter.messages() - 1, 1).await;
+    house.database_is("ok").await;
+    assert_eq!(times(&store, "ERROR"), 1, "said once: {}", store.stderr());
+}
+
 /// A mount that ends with its variable.
 struct Mount(PathBuf);
 
