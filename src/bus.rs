@@ -36,7 +36,7 @@ use crate::{
     plausible::Judge,
     port::{self, PortError, Wire},
     pulse::Pulse,
-    reading::{Clock, Info, Report},
+    reading::{Clock, Info, METER_TIME, Report},
     tap::Tap,
 };
 
@@ -203,7 +203,7 @@ pub fn settings(baud: u32) -> String {
 pub fn received(mut report: Report<String>, received_at: Moment, clock: Clock, address: Target) -> Report<String> {
     let meter_time = report.measured_at.replace(received_at);
     report.clock = clock;
-    let time = |at: Moment| -> Info { ("meter_time".into(), at.to_string().into()) };
+    let time = |at: Moment| -> Info { (METER_TIME.into(), at.to_string().into()) };
     report.info.extend(meter_time.map(time));
     report.info.push(("address".into(), address.to_string().into()));
     report

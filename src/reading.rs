@@ -319,6 +319,9 @@ pub struct Unknown {
 /// A text under its name.
 pub type Info = (Cow<'static, str>, Cow<'static, str>);
 
+/// The name under which a meter whose clock is not taken for the time of its report says what that clock showed, as RFC 3339.
+pub const METER_TIME: &str = "meter_time";
+
 /// Everything one meter said at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report<M = Identity> {

@@ -395,14 +395,13 @@ impl Block {
             },
             measured_at,
             clock: *CLOCKS.get(usize::from(clock & !MEASURED))?,
-            readings: self.layouts.get(&layout)?.join(&values).ok()?,
+            readings: Vec::new(),
             info: Vec::new(),
             events: Vec::new(),
             unknown: Vec::new(),
         };
-        if remark != 0 {
-            layout::set_remark(&mut report, std::str::from_utf8(text(remark)?).ok()?).ok()?;
-        }
+        let remark = if remark == 0 { None } else { Some(std::str::from_utf8(text(remark)?).ok()?) };
+        self.layouts.get(&layout)?.join(&values, remark, &mut report).ok()?;
         let prev = if back == 0 { 0 } else { seq.checked_sub(back)? };
         Some(Record { seq, prev, received_at: Moment::from_millis(received, 0)?, report })
     }

@@ -5,7 +5,7 @@
 
 use super::{CLOCKS, Meter, Quarter, Series, Stored, unreadable};
 use crate::{
-    layout::{self, Layout},
+    layout::Layout,
     moment::Moment,
     reading::{Medium, Register, Report},
     unit::{Decimal, Unit},
@@ -42,14 +42,12 @@ impl Message {
             protocol: meter.protocol.clone().into(),
             measured_at: Some(at),
             clock: *clock,
-            readings: layout.join(&self.values).map_err(unreadable)?,
+            readings: Vec::new(),
             info: Vec::new(),
             events: Vec::new(),
             unknown: Vec::new(),
         };
-        if let Some(content) = remark {
-            layout::set_remark(&mut report, content).map_err(unreadable)?;
-        }
+        layout.join(&self.values, remark, &mut report).map_err(unreadable)?;
         Ok(Stored { key: (self.at, self.n), report, received_at })
     }
 }

@@ -47,7 +47,9 @@ CREATE TABLE layout (
     digest bytea NOT NULL UNIQUE,
     -- JSON array, an object for each reading: register, unit, scale; where not zero storage, tariff, subunit; where
     -- not none function, suspect, at (place in the values, from 0, of its own time: milliseconds, then minutes east of UTC),
-    -- raw {unit, scale, value: place in the values} as the meter counts.
+    -- raw {unit, scale, value: place in the values} as the meter counts. The last may be {"info":"meter_time","place","at"}, without a
+    -- register: what the clock of a meter on a bus says. That line stands at `place` (from 0) among those of the remark, and its instant at
+    -- `at` in the values. So readouts that differ in nothing else have one remark.
     spec   text NOT NULL
 );
 
@@ -218,7 +220,9 @@ SELECT
 FROM message
 JOIN meter ON meter.id = message.meter
 JOIN layout ON layout.id = message.layout
-CROSS JOIN jsonb_array_elements(layout.spec::jsonb) WITH ORDINALITY AS reading (reading, place);
+CROSS JOIN jsonb_array_elements(layout.spec::jsonb) WITH ORDINALITY AS reading (reading, place)
+-- All but the meter's own clock.
+WHERE reading ? 'register';
 
 -- For reading with SQL: the registers at each quarter-hour. Ask by meter and unix_s / 900, or by a span of measured_at that is not large.
 --   meter, medium   as in the table meter
