@@ -129,6 +129,37 @@ fn every_kind_of_report_reads_back_as_it_was() {
     }
 }
 
+/// Three meters on a bus, four times an hour for a month: what changes at each readout is integers.
+#[test]
+fn a_readout_of_a_bus_takes_less_than_a_hundred_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(dir.path(), A);
+    let start = Moment::from_millis(1_795_287_600_000, 60).unwrap();
+    let read = |number: i64| {
+        let mut report = report(["KAM-1", "KAM-2", "KAM-3"][number as usize % 3], number);
+        report.protocol = "mbus".into();
+        let meter_time = start.shifted(jiff::SignedDuration::from_mins(number / 3 * 15 - number % 3)).unwrap();
+        let said = |name: &'static str, text: String| (name.into(), text.into());
+        report.info = vec![
+            said("status", "ok".into()),
+            said("meter_time", meter_time.to_string()),
+            said("address", (number % 3).to_string()),
+        ];
+        report
+    };
+    let reports: Vec<_> = (0..8640).map(read).collect();
+    let (numbers, result) = journal.append(reports.iter().map(|report| (report, at(0))));
+    result.unwrap();
+    assert_eq!(numbers.len(), 8640);
+    drop(journal);
+    let (mut journal, ..) = open(dir.path(), B);
+    for (seq, report) in (1..).zip(&reports) {
+        assert_eq!(journal.read(A, seq).unwrap().unwrap().report, *report, "{seq}");
+    }
+    let size: u64 = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(size / 8640 < 100, "{} bytes a readout", size / 8640);
+}
+
 #[test]
 fn what_is_longer_than_any_block_is_refused_and_the_others_are_not() {
     use crate::reading::Unknown;

@@ -21,6 +21,7 @@ use crate::{
     payload::{self, Envelope, Message},
     pulse::Pulse,
     reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
+    reading::{Clock, Event, METER_TIME, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
 
@@ -346,6 +347,55 @@ async fn the_view_shows_exact_decimals(ground: Ground) {
     let at = ground.instant("1969-12-31T23:59:59.999Z", "1969-12-31 23:59:59.999+00");
     let row = format!("E1 electricity {measured_at} meter energy GJ 0 0 0 {at}");
     assert_eq!(ground.column(sql).await, [row]);
+}
+
+async fn what_a_meters_clock_says_makes_no_remark(ground: Ground) {
+    let mut store = ground.open().await;
+    let info = |name: &'static str, text: &str| (name.into(), text.to_owned().into());
+    let said = |seq: u64, minutes: i64, meter_time: &str| {
+        let mut message = message(seq, 60 * minutes, "5.250");
+        message.report.protocol = "mbus".into();
+        message.report.clock = Clock::Gateway;
+        message.report.info = vec![info("status", "ok"), info(METER_TIME, meter_time), info("address", "5")];
+        message
+    };
+    let sent = [
+        said(1, 0, "2026-11-21T20:07:00+01:00"),
+        said(2, 15, "2026-11-21T20:22:00+01:00"),
+        said(3, 30, "2026-11-21T19:37:00Z"),
+        // Not as it would be written: it stays a text.
+        said(4, 45, "2026-11-21T20:52:00.000+01:00"),
+    ];
+    store.commit(&batch(sent.clone())).await.unwrap();
+    let shared = r#"{"info":[["status","ok"],["address","5"]],"events":[],"unknown":[]}"#;
+    let own = r#"{"info":[["status","ok"],["meter_time","2026-11-21T20:52:00.000+01:00"],["address","5"]],"events":[],"unknown":[]}"#;
+    assert_eq!(ground.column("SELECT content FROM remark ORDER BY id").await, [shared, own]);
+    assert_eq!(ground.column("SELECT CAST(count(*) AS TEXT) FROM layout").await, ["2"]);
+    let mut reader = ground.read().await;
+    let meter = reader.meters().await.unwrap().remove(0);
+    let stored = reader.messages(&meter, i64::MIN..i64::MAX, None, 10).await.unwrap();
+    let reports: Vec<_> = stored.into_iter().map(|stored| stored.report).collect();
+    assert_eq!(reports, sent.clone().map(|message| message.report));
+    // It is no reading.
+    let sql = "SELECT concat_ws(' ', register, value, count(*)) FROM reading GROUP BY register, value ORDER BY 1";
+    assert_eq!(ground.column(sql).await, ["import_low 5.250 4", "power_import 0.5 4"]);
+    // The same again is there already; another time of the meter is another message.
+    let mut other = said(6, 0, "2026-11-21T20:08:00+01:00");
+    other.report.info.push(info("predecessor", "E0"));
+    assert_eq!(counts_of(&mut store, said(5, 0, "2026-11-21T20:07:00+01:00")).await, [0, 1, 0, 0]);
+    assert_eq!(counts_of(&mut store, other.clone()).await, [1, 0, 0, 0]);
+
+    let next_day = said(7, 2 * 1440, "2026-11-23T20:07:00+01:00");
+    store.commit(&batch([next_day.clone()])).await.unwrap();
+    while store.keep_up(Duration::MAX).await.unwrap() {}
+    if matches!(ground, Ground::Sqlite(_)) {
+        // Sealed, in a block for each layout.
+        assert_eq!(ground.column("SELECT CAST(messages AS TEXT) FROM sealed ORDER BY messages").await, ["1", "4"]);
+    }
+    let stored = reader.messages(&meter, i64::MIN..i64::MAX, None, 10).await.unwrap();
+    let reports: Vec<_> = stored.into_iter().map(|stored| stored.report).collect();
+    let [first, second, third, fourth] = sent;
+    assert_eq!(reports, [first, other, second, third, fourth, next_day].map(|message| message.report));
 }
 
 async fn refused_messages_are_bounded(ground: Ground) {
@@ -739,6 +789,7 @@ everywhere! {
     where_a_counter_falls_is_known_however_late_the_values_come,
     old_messages_go_counted_back_from_the_newest_of_their_meter,
     the_view_shows_exact_decimals,
+    what_a_meters_clock_says_makes_no_remark,
     refused_messages_are_bounded,
     messages_refused_for_a_newer_schema_are_read_after_an_upgrade,
     what_a_payload_may_hold_at_most_every_database_takes,

@@ -13,7 +13,7 @@ use crate::{
     delivery::{Epoch, Tally},
     moment::Moment,
     payload::{Envelope, Message},
-    reading::{Clock, Suspect},
+    reading::{Clock, METER_TIME, Suspect},
     store::{
         Counts, Reader as _, Stored,
         story::{START, batch, counts, message, refused},
@@ -280,6 +280,59 @@ async fn a_database_of_the_first_version_opens_and_keeps_everything() {
     let quarters = ["import_low 2026-11-21T19:00:00.000Z 1 kWh", "import_low 2026-11-21T19:15:05.000Z 3 kWh"];
     assert_eq!(store.column(sql).await[..2], quarters);
     assert_eq!(store.column("SELECT CAST(quarter AS TEXT) FROM fall").await, ["1994766"]);
+}
+
+#[tokio::test]
+async fn what_stands_in_remarks_of_an_earlier_version_is_read() {
+    let (_folder, path, mut store) = store().await;
+    // Some of them sealed, some not, each with a remark of its own.
+    let mut sent: Vec<Message> = [0, 900, 2 * 86_400, 2 * 86_400 + 900]
+        .into_iter()
+        .zip(1..)
+        .map(|(seconds, seq)| {
+            let mut message = message(seq, seconds, "5.250");
+            message.report.info = vec![("n".into(), seq.to_string().into()), ("address".into(), "5".into())];
+            message
+        })
+        .collect();
+    store.commit(&batch(sent.clone())).await.unwrap();
+    while store.keep_up(Duration::MAX).await.unwrap() {}
+    assert_eq!(store.column("SELECT CAST(sum(messages) AS TEXT) FROM sealed").await, ["2"]);
+    // As the version before wrote it.
+    let earlier = r#"UPDATE remark SET content = replace(replace(replace(replace(content,
+            '["n","1"]', '["meter_time","2026-11-21T20:07:00+01:00"]'), '["n","2"]', '["meter_time","2026-11-21T20:22:00+01:00"]'),
+            '["n","3"]', '["meter_time","2026-11-23T20:07:00+01:00"]'), '["n","4"]', '["meter_time","2026-11-23T20:22:00+01:00"]');
+        DROP VIEW reading; CREATE VIEW reading AS SELECT name FROM meter;
+        DELETE FROM _sqlx_migrations WHERE version > 4"#;
+    store.sql(earlier).await;
+    Box::new(store).close().await.unwrap();
+    let mut store = Sqlite::open(&path).await.unwrap();
+    for (message, time) in sent.iter_mut().zip(["21T20:07", "21T20:22", "23T20:07", "23T20:22"]) {
+        message.report.info[0] = (METER_TIME.into(), format!("2026-11-{time}:00+01:00").into());
+    }
+    // The same meter goes on, and is sealed beside it.
+    let mut next = message(5, 2 * 86_400 + 1800, "5.500");
+    next.report.info = vec![(METER_TIME.into(), "2026-11-23T20:37:00+01:00".into()), ("address".into(), "5".into())];
+    sent.push(next);
+    store.commit(&batch(sent[4..].to_vec())).await.unwrap();
+    let mut reader = Reader::open(&path).await.unwrap();
+    for sealed in ["2", "5"] {
+        let read: Vec<_> = messages(&mut reader, 100).await.into_iter().map(|stored| stored.report).collect();
+        assert_eq!(read, sent.iter().map(|message| message.report.clone()).collect::<Vec<_>>());
+        assert_eq!(store.column("SELECT CAST(sum(messages) AS TEXT) FROM sealed").await, [sealed]);
+        let view = "SELECT concat_ws(' ', unix_ms / 900000 - 1994764, register, value) FROM reading WHERE unit = 'kWh'";
+        if sealed == "2" {
+            assert_eq!(
+                store.column(view).await,
+                ["192 import_low 5.250", "193 import_low 5.250", "194 import_low 5.500"]
+            );
+            store.commit(&batch([message(6, 9 * 86_400, "6.000")])).await.unwrap();
+            while store.keep_up(Duration::MAX).await.unwrap() {}
+            sent.push(message(6, 9 * 86_400, "6.000"));
+        }
+    }
+    // Each of the earlier ones has its own, the one behind them another.
+    assert_eq!(store.column("SELECT CAST(count(*) AS TEXT) FROM remark").await, ["5"]);
 }
 
 #[tokio::test]
