@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     moment::Moment,
-    reading::{Event, Function, Info, METER_TIME, Qualifiers, Reading, Register, Report, Suspect, Unknown},
+    reading::{Event, Function, METER_TIME, Qualifiers, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
 
@@ -84,15 +84,17 @@ impl Layout {
         (Self { columns: report.readings.iter().map(Column::of).collect(), meter_time: place }, values)
     }
 
-    /// Puts a report together again: gives it back its readings, and what [`remark`] took from it. Without the remark of a report
-    /// that had one its info is only what the meter's own clock said. The error: the values are not of this layout, or the text is no
+    /// Puts a report together again: gives one that is bare of them its readings, and what [`remark`] took from it. Where the remark
+    /// is gone, what the meter's own clock said is all of its info. The error: the values are not of this layout, or the text is no
     /// remark.
     pub fn join(&self, values: &[i64], remark: Option<&str>, report: &mut Report<String>) -> Result<(), LayoutError> {
         let (digits, rest) = values.split_at_checked(self.columns.len()).ok_or(LayoutError::Values)?;
         let mut rest = rest.iter().copied();
         let readings = self.columns.iter().zip(digits).map(|(column, &digits)| column.reading(digits, &mut rest));
         report.readings = readings.collect::<Option<_>>().ok_or(LayoutError::Values)?;
-        (report.info, report.events, report.unknown) = remark.map(read_remark).transpose()?.unwrap_or_default();
+        if let Some(text) = remark {
+            set_remark(report, text)?;
+        }
         if let Some(place) = self.meter_time {
             let at = moment(&mut rest).ok_or(LayoutError::Values)?;
             report.info.insert(place.min(report.info.len()), (METER_TIME.into(), at.to_string().into()));
@@ -296,17 +298,21 @@ pub fn remark(report: &Report<String>) -> Option<String> {
     serde_json::to_string(&wire).ok()
 }
 
-/// What [`remark`] wrote.
-fn read_remark(text: &str) -> Result<(Vec<Info>, Vec<Event>, Vec<Unknown>), LayoutError> {
+/// Gives a report back what [`remark`] took from it. The error: the text is no remark.
+fn set_remark(report: &mut Report<String>, text: &str) -> Result<(), LayoutError> {
     let error = || LayoutError::Remark(text.chars().take(64).collect());
     let wire: WireRemark<'static> = serde_json::from_str(text).map_err(|_| error())?;
+    report.info = wire.info.into_iter().map(|(name, text)| (name, Cow::Owned(text.into_owned()))).collect();
+    report.unknown = wire
+        .unknown
+        .into_iter()
+        .map(|(code, text)| Unknown { code: code.into_owned(), text: text.into_owned() })
+        .collect();
     let event = |(event, end, duration_s): (_, Option<String>, _)| {
         Ok(Event { event, end: end.map(|end| end.parse()).transpose().map_err(|_| error())?, duration_s })
     };
-    let unknown =
-        |(code, text): (Cow<'_, str>, Cow<'_, str>)| Unknown { code: code.into_owned(), text: text.into_owned() };
-    let events = wire.events.into_iter().map(event).collect::<Result<_, _>>()?;
-    Ok((wire.info, events, wire.unknown.into_iter().map(unknown).collect()))
+    report.events = wire.events.into_iter().map(event).collect::<Result<_, _>>()?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -314,7 +320,7 @@ mod tests {
     use proptest::{option, prelude::*, sample::select};
 
     use super::*;
-    use crate::reading::{Clock, Medium};
+    use crate::reading::{Clock, Info, Medium};
 
     fn report(readings: Vec<Reading>) -> Report<String> {
         Report {
