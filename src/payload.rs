@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
 
 use serde::{
     Deserialize,
-    de::{self, MapAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -343,8 +343,7 @@ struct WireMessage<'a> {
     clock: Cow<'a, str>,
     #[serde(borrow)]
     received_at: Cow<'a, str>,
-    #[serde(borrow)]
-    readings: Vec<WireReading<'a>>,
+    readings: Readings,
     #[serde(default)]
     info: Info,
     #[serde(borrow, default)]
@@ -403,6 +402,42 @@ struct WireUnknown<'a> {
     text: Cow<'a, str>,
 }
 
+/// The readings, each made as it comes, or what is wrong with the first that is none.
+struct Readings(Result<Vec<Reading>, Refused>);
+
+impl<'de> Deserialize<'de> for Readings {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Readings;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of readings")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Readings, A::Error> {
+                // As many as an electricity meter sends; others give the room back.
+                let mut readings = Ok(Vec::with_capacity(32));
+                while let Some(wire) = list.next_element::<WireReading<'de>>()? {
+                    if let Ok(list) = &mut readings {
+                        match read_reading(&wire) {
+                            Ok(reading) => list.push(reading),
+                            Err(refused) => readings = Err(refused),
+                        }
+                    }
+                }
+                if let Ok(list) = &mut readings
+                    && list.len() < list.capacity() / 2
+                {
+                    list.shrink_to_fit();
+                }
+                Ok(Readings(readings))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
 /// `info` in the order in which it was written.
 #[derive(Default)]
 struct Info(Vec<reading::Info>);
@@ -458,7 +493,12 @@ impl Envelope {
 impl Message {
     /// Reads a message. The error names what is wrong.
     pub fn from_json(json: &[u8]) -> Result<Self, Refused> {
-        let wire: WireMessage<'_> = match serde_json::from_slice(json) {
+        // Looked at once, and not text by text.
+        let read = match str::from_utf8(json) {
+            Ok(json) => serde_json::from_str(json),
+            Err(_) => serde_json::from_slice(json),
+        };
+        let wire: WireMessage<'_> = match read {
             Ok(WireMessage { schema, .. }) if schema > SCHEMA => return Err(Refused::NewerSchema(schema)),
             Ok(wire) => wire,
             // A newer schema may have another form.
@@ -475,7 +515,7 @@ impl Message {
             medium: Medium::from_name(&wire.medium, wire.medium_code).ok_or_else(|| bad("medium", &wire.medium))?,
             measured_at: Some(read_moment("measured_at", &wire.measured_at)?),
             clock: Clock::from_name(&wire.clock).ok_or_else(|| bad("clock", &wire.clock))?,
-            readings: wire.readings.iter().map(read_reading).collect::<Result<_, _>>()?,
+            readings: wire.readings.0?,
             info: wire.info.0,
             events: wire.events.into_iter().map(read_event).collect::<Result<_, _>>()?,
             unknown: wire

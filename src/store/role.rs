@@ -35,7 +35,7 @@ use super::{
     lives::Lives,
 };
 use crate::{
-    config::{self, BrokerUrl},
+    config::{self, BrokerUrl, StoreUrl},
     delivery::{Ack, EpochAck, topic},
     moment::Moment,
     mqtt::{
@@ -48,8 +48,9 @@ use crate::{
     reading::escape,
 };
 
-/// Most messages in one commit.
+/// Most messages in one commit: of a file on an SD card, and of a server, where many gateways share what a commit costs.
 const BATCH: usize = 1000;
+const BATCH_SERVED: usize = 2500;
 /// Most bytes of messages in one commit, but for the message that is one too many.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Messages of a backlog, and bytes of them, that are committed while more follow: half of what a gateway has
@@ -100,6 +101,10 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
     };
     let mut role = Role {
         upkeep_at: Instant::now(),
+        most: match settings.store.url {
+            StoreUrl::Sqlite(_) => BATCH,
+            StoreUrl::Postgres(_) => BATCH_SERVED,
+        },
         settings,
         database,
         trouble: None,
@@ -108,7 +113,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         held: None,
         connected: false,
         complaints: Complaints::default(),
-        batch: Vec::with_capacity(BATCH),
+        batch: Vec::new(),
         batch_bytes: 0,
         commit_at: None,
         backlog: false,
@@ -177,6 +182,8 @@ struct Role {
     held: Option<Option<Event>>,
     connected: bool,
     complaints: Complaints,
+    /// Most messages in one commit.
+    most: usize,
     batch: Vec<Incoming>,
     batch_bytes: usize,
     /// When the batch is committed at the latest.
@@ -320,7 +327,7 @@ impl Role {
     }
 
     fn is_full(&self) -> bool {
-        self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES
+        self.batch.len() >= self.most || self.batch_bytes >= BATCH_BYTES
     }
 
     fn take(&mut self, topic: &str, payload: &Bytes) {
@@ -369,7 +376,7 @@ impl Role {
     /// Commits the batch, and reads meanwhile what arrives for the next one. What fails waits to be tried again.
     async fn commit(&mut self) {
         let Some(mut database) = self.database.take() else { return };
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(self.most));
         let bytes = std::mem::take(&mut self.batch_bytes);
         let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
         let (begin, count) = (Instant::now(), batch.len());

@@ -20,8 +20,8 @@ use crate::{
     moment::Moment,
     payload::{self, Envelope, Message},
     pulse::Pulse,
-    reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
     reading::{Clock, Event, METER_TIME, Medium, Reading, Register, Report, Suspect, Unknown},
+    reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
 

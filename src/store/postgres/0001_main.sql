@@ -36,7 +36,7 @@ CREATE TABLE meter (
     predecessor text,
     -- When its first message was received, by the gateway's clock.
     first_seen  timestamptz NOT NULL,
-    -- When its last message was received, by the gateway's clock; up to a minute before that.
+    -- When its last message was received, by the gateway's clock; up to a quarter-hour before that.
     last_seen   timestamptz NOT NULL
 ) WITH (fillfactor = 50); -- Rows change all the time, and their pages have room for that.
 

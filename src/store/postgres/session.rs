@@ -19,9 +19,7 @@ const REMEMBERED: usize = 100_000;
 const REMARKS: usize = 8;
 const LONGEST_REMARK: usize = 4096;
 
-/// How long a meter may have been heard before `last_seen` is written again, ms.
-const SEEN_EVERY: i64 = 60_000;
-/// `last_at` of remarks is the end of such a span, ms.
+/// How long after `last_seen` a meter may have been heard before it is written again; `last_at` of remarks is the end of such a span. ms.
 const NOTED: i64 = 900_000;
 
 /// The connection of a store.
@@ -123,13 +121,13 @@ impl Memory {
         }
     }
 
-    /// A meter whose row says all this already, but for a minute of its last message.
+    /// A meter whose row says all this already, but for up to a quarter-hour when it was heard last.
     pub(super) fn meter(&mut self, heard: &MeterRow<'_>) -> Option<i64> {
         let known = self.meters.get_mut(heard.name)?;
         let same = (known.medium, &*known.protocol, &*known.gateway)
             == ((heard.medium, heard.medium_code), heard.protocol, heard.gateway);
         let noted = heard.first_seen >= known.first_seen
-            && heard.last_seen < known.last_seen.saturating_add(SEEN_EVERY)
+            && heard.last_seen < known.last_seen.saturating_add(NOTED)
             && (same || heard.last_seen < known.latest)
             && heard.predecessor.is_none_or(|predecessor| known.predecessor.as_deref() == Some(predecessor));
         if noted {
@@ -243,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_is_written_again_for_what_is_new_and_each_minute() {
+    fn a_meter_is_written_again_for_what_is_new_and_each_quarter_hour() {
         fn keep(memory: &mut Memory, heard: &MeterRow<'_>, seen: (i64, i64)) {
             memory.keep_meter(heard.name.to_owned(), KnownMeter::written(heard, 7, seen));
         }
@@ -251,7 +249,7 @@ mod tests {
         assert_eq!(memory.meter(&heard("gw", 1000, 1000)), None);
         keep(&mut memory, &heard("gw", 1000, 1000), (1000, 1000));
         assert_eq!(memory.meter(&heard("gw", 1000, 50_000)), Some(7));
-        assert_eq!(memory.meter(&heard("gw", 1000, 61_000)), None, "a minute");
+        assert_eq!(memory.meter(&heard("gw", 1000, 901_000)), None, "a quarter-hour");
         assert_eq!(memory.meter(&heard("gw", 999, 1000)), None, "it is older than was known");
         assert_eq!(memory.meter(&heard("other", 1000, 50_000)), None, "another gateway");
         assert_eq!(memory.meter(&heard("other", 1000, 49_999)), Some(7), "another gateway, but earlier");

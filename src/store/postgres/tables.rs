@@ -35,13 +35,6 @@ fn column<'r, R, T>(rows: &'r [R], of: impl FnMut(&'r R) -> T) -> Vec<T> {
     rows.iter().map(of).collect()
 }
 
-/// An array as the server reads it from a text: a list of lists of different lengths has no other form.
-fn array(values: &[i64]) -> String {
-    let list = json(&values);
-    let list = list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or_default();
-    format!("{{{list}}}")
-}
-
 impl Session {
     /// What is there already at these meters and instants (ms).
     async fn there(&mut self, keys: &BTreeSet<(i64, i64)>) -> Result<ThereAt, sqlx::Error> {
@@ -113,13 +106,22 @@ impl Session {
 
     /// Writes messages, no two of one meter and instant. Returns those whose place was not taken by another store meanwhile.
     async fn insert_messages(&mut self, messages: &[&mut MessageRow]) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
+        // The values of all messages are one array, of which each takes its part: a list of lists of different lengths has no form.
         let insert = r#"INSERT INTO message (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
-            SELECT meter, at, n, utc_offset, clock, received_at, layout, "values"::bigint[], remark
+            SELECT meter, at, n, utc_offset, clock, received_at, layout, ($8::bigint[])[first:last], remark
             FROM unnest(
-                $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $8::text[],
-                $9::bigint[]
-            ) AS said (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
+                $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $9::bigint[],
+                $10::integer[], $11::integer[]
+            ) AS said (meter, at, n, utc_offset, clock, received_at, layout, remark, first, last)
             ON CONFLICT DO NOTHING RETURNING meter, at"#;
+        let mut values = Vec::new();
+        let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
+        let place = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
+        for message in messages {
+            firsts.push(place(values.len()).saturating_add(1));
+            values.extend_from_slice(&message.values);
+            lasts.push(place(values.len()));
+        }
         let written: Vec<(i64, Millis)> = query_as(insert)
             .bind(column(messages, |message| message.meter))
             .bind(column(messages, |message| Millis(message.at.millis())))
@@ -128,8 +130,10 @@ impl Session {
             .bind(column(messages, |message| message.clock))
             .bind(column(messages, |message| Millis(message.received_at)))
             .bind(column(messages, |message| message.layout))
-            .bind(column(messages, |message| array(&message.values)))
+            .bind(values)
             .bind(column(messages, |message| message.remark))
+            .bind(firsts)
+            .bind(lasts)
             .fetch_all(&mut self.connection)
             .await?;
         Ok(written.into_iter().map(|(meter, at)| (meter, at.0)).collect())
