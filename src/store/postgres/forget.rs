@@ -6,14 +6,16 @@
 //! Not supported: overwriting what a deleted row leaves in the server's files, its log and its backups. `VACUUM` at the end gives
 //! the room free; the server writes over it in its own time.
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection, query, query_as, raw_sql};
 
-use super::{Reader, connect, instant::Millis, session::have_asked_anew, tables::delete_span};
+use super::{INSIST, Reader, connect, instant::Millis, session::have_asked_anew, tables::delete_span};
 use crate::{
     config::PostgresUrl,
     delivery::topic,
-    store::{Forget, Forgotten, Meter, StoreError},
+    store::{Forget, Forgotten, Meter, StoreError, Trouble},
 };
 
 /// The end of our calendar: 9999-12-31, in ms since 1970.
@@ -146,8 +148,19 @@ impl Forget for Forgetter {
     }
 
     async fn step(&mut self, meter: &Meter, before: Option<i64>) -> Result<Option<Forgotten>, StoreError> {
-        let step = self.step_once(meter, before).await;
-        step.map_err(|error| StoreError::postgres(&self.place, error))
+        let begin = Instant::now();
+        loop {
+            // What is dropped half-way is taken back.
+            let error = match self.step_once(meter, before).await {
+                Ok(gone) => return Ok(gone),
+                Err(error) => StoreError::postgres(&self.place, error),
+            };
+            // A store's upkeep may delete the same.
+            let contended = matches!(error, StoreError::Database { trouble: Trouble::Busy, .. });
+            if !contended || begin.elapsed() > INSIST {
+                return Err(error);
+            }
+        }
     }
 
     async fn wipe(&mut self) -> Result<bool, StoreError> {
