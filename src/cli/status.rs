@@ -119,7 +119,8 @@ impl Question {
             None => ["status", "health", "ack/+"].map(|leaf| format!("{base}/+/{leaf}")).to_vec(),
         };
         for store in &self.stores {
-            topics.extend([topic::of_store(base, store), topic::store_health(base, store)]);
+            // Stores on one database each have a level of their own below.
+            topics.extend([topic::of_store(base, store), format!("{}/#", topic::store_health(base, store))]);
         }
         topics
     }
@@ -131,8 +132,9 @@ impl Question {
         };
         let has = |store: &String| {
             let level = topic::level(store);
+            // How many there are on one database nobody knows.
             heard.stores.contains_key(&level)
-                && heard.databases.contains_key(&level)
+                && heard.databases.get(&level).is_some_and(|processes| processes.contains_key(""))
                 && gateway.acks.contains_key(&level)
         };
         gateway.status.is_some() && gateway.health.is_some() && self.stores.iter().all(has)
@@ -144,8 +146,8 @@ impl Question {
 struct Heard {
     gateways: BTreeMap<String, Gateway>,
     stores: BTreeMap<String, String>,
-    /// What each store says of its database.
-    databases: BTreeMap<String, Database>,
+    /// What each store says of its database; of several on one each under a name of its own, else under none.
+    databases: BTreeMap<String, BTreeMap<String, Database>>,
 }
 
 /// `health` of a store, as far as it is shown.
@@ -176,18 +178,16 @@ struct Gateway {
 impl Heard {
     fn take(&mut self, base: &str, topic: &str, payload: &[u8]) {
         let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) else { return };
-        let known = [self.gateways.len(), self.stores.len(), self.databases.len()].into_iter().sum::<usize>();
+        let databases = self.databases.values().map(BTreeMap::len).sum::<usize>();
+        let known = [self.gateways.len(), self.stores.len(), databases].into_iter().sum::<usize>();
         if payload.is_empty() || known >= MOST {
             return;
         }
         let word = || String::from_utf8_lossy(payload).into_owned();
         match *rest.split('/').collect::<Vec<_>>() {
             ["_stores", store, "status"] => drop(self.stores.insert(store.to_owned(), word())),
-            ["_stores", store, "health"] => {
-                if let Ok(database) = serde_json::from_slice(payload) {
-                    self.databases.insert(store.to_owned(), database);
-                }
-            }
+            ["_stores", store, "health"] => self.take_database(store, "", payload),
+            ["_stores", store, "health", process] => self.take_database(store, process, payload),
             [gateway, "status"] => self.gateways.entry(gateway.to_owned()).or_default().status = Some(word()),
             [gateway, "health"] => self.gateways.entry(gateway.to_owned()).or_default().health = Some(payload.to_vec()),
             [gateway, "ack", store] => {
@@ -197,6 +197,19 @@ impl Heard {
             }
             _ => {}
         }
+    }
+
+    fn take_database(&mut self, store: &str, process: &str, payload: &[u8]) {
+        if let Ok(database) = serde_json::from_slice(payload) {
+            self.databases.entry(store.to_owned()).or_default().insert(process.to_owned(), database);
+        }
+    }
+
+    /// What a store says of its database; of several on one the one that is worst.
+    fn database(&self, level: &str) -> Option<&Database> {
+        let processes = self.databases.get(level)?;
+        let mut in_trouble = processes.values().filter(|database| database.trouble().is_some());
+        in_trouble.next().or(processes.values().next())
     }
 }
 
@@ -348,7 +361,7 @@ impl<'a> View<'a> {
             // What one store alone has not confirmed is known exactly, earlier runs included.
             let behind = if listed.len() == 1 { health.as_ref().map(|health| health.depth) } else { behind };
             let status = heard.stores.get(&level).map(String::as_str);
-            Store { id, status, database: heard.databases.get(&level), behind }
+            Store { id, status, database: heard.database(&level), behind }
         });
         let mut view = Self { id, gateway, stores: stores.collect(), health, problems: Vec::new(), now };
         view.find_problems(unreadable);
@@ -564,6 +577,27 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].contains("another gateway runs"), "{problems:?}");
         assert_eq!(problems[1], "gateway gw-1: store main: its database: x.db is locked; the journal keeps everything");
+    }
+
+    #[test]
+    fn of_several_stores_on_one_database_the_one_in_trouble_is_named() {
+        let heard = heard(&[
+            ("m/gw-1/status", "online"),
+            ("m/gw-1/health", &health("2026-11-22T07:59:30Z", OPEN)),
+            ("m/_stores/main/status", "online"),
+            ("m/_stores/main/health/1a", r#"{"database":"ok","bytes":123456789}"#),
+            ("m/_stores/main/health/2b", r#"{"database":"the server refuses the user"}"#),
+            ("m/_stores/main/health/3c", r#"{"database":"ok","bytes":123456789}"#),
+            ("m/_stores/main/health/3c/x", r#"{"database":"what is this?"}"#),
+        ]);
+        let stores = ["main".to_owned()];
+        let problems = view(&heard, &stores).problems;
+        let expected =
+            "gateway gw-1: store main: its database: the server refuses the user; the journal keeps everything";
+        assert_eq!(problems, [expected]);
+        // Another one may still be to come.
+        let question = Question { base: "m".into(), gateway: Some("gw-1".into()), stores: stores.to_vec() };
+        assert!(!question.is_answered(&heard));
     }
 
     #[test]

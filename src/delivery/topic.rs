@@ -59,7 +59,7 @@ pub fn of_store(base: &str, store: &str) -> String {
     format!("{base}/_stores/{}/status", level(store))
 }
 
-/// `<base>/_stores/<store>/health`.
+/// `<base>/_stores/<store>/health`. Of several stores on one database each has a level of its own below it.
 pub fn store_health(base: &str, store: &str) -> String {
     format!("{base}/_stores/{}/health", level(store))
 }

@@ -79,6 +79,8 @@ pub enum Command {
     },
     /// Subscribe with QoS 1.
     Subscribe(Vec<String>),
+    /// Have what comes under these topics go to nobody here.
+    Unsubscribe(Vec<String>),
     /// Close the connection in order, without last will, once everything before is on its way.
     Close,
 }
@@ -384,6 +386,13 @@ impl Connection<'_> {
                 let filters = topics.into_iter().map(|topic| SubscribeFilter::new(topic, QoS::AtLeastOnce));
                 if let Err(error) = client.try_subscribe_many(filters) {
                     tracing::error!("nothing can be heard from the broker {}: {error}", self.broker);
+                }
+            }
+            Command::Unsubscribe(topics) => {
+                for topic in topics {
+                    if let Err(error) = client.try_unsubscribe(topic) {
+                        tracing::error!("what comes from the broker {} goes on coming: {error}", self.broker);
+                    }
                 }
             }
             Command::Close => {

@@ -29,6 +29,7 @@ mod error;
 mod health;
 mod ledgers;
 mod lives;
+mod peers;
 pub mod postgres;
 mod role;
 mod rows;

@@ -13,7 +13,8 @@
 //! a backlog is committed as soon as no more follows at once: a gateway waits for it.
 //!
 //! Several stores of one id may write a database that is shared: they share a subscription, so each message comes to one of them. When one ends, what it
-//! had not committed comes again through the gateways' backlogs, to another; and one that lives says that the store is online.
+//! had not committed comes again through the gateways' backlogs, to another; and one that lives says that the store is online. One whose
+//! database does not answer steps aside in the same way, as if it had ended, until it does.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -33,6 +34,7 @@ use super::{
     apart::{self, Outcome},
     health::Health,
     lives::Lives,
+    peers::Peers,
 };
 use crate::{
     config::{self, BrokerUrl, StoreUrl},
@@ -69,6 +71,8 @@ const UPKEEP_STEP: Duration = Duration::from_secs(1);
 const YEAR_ONE: i64 = -62_135_596_800_000;
 /// The loop turns at least so often, to show that it lives.
 const TURN: Duration = Duration::from_secs(10);
+/// After so long in trouble a store steps aside for others on its database: not upon a restart of the server, which is over by then.
+const STEP_ASIDE: Duration = RETRY;
 /// What the trouble of a database means.
 const MEANWHILE: &str = "nothing is stored until then, and the gateways keep everything";
 
@@ -86,12 +90,15 @@ pub struct Settings {
 /// Stores until `stop` becomes true, then commits what it has. `broker` says where the broker is as soon
 /// as that is known.
 pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUrl>>, mut stop: watch::Receiver<bool>) {
+    // Of the stores on one database each has its own.
+    let shared = settings.store.url.is_shared();
+    let name = if shared { format!("{:08x}", random_bits() as u32) } else { String::new() };
     let opened = tokio::select! {
         opened = open(&settings) => opened,
         () = stopped(&mut stop) => return,
     };
     let link = tokio::select! {
-        link = connect(&settings, &mut broker) => link,
+        link = connect(&settings, &name, &mut broker) => link,
         () = stopped(&mut stop) => return,
     };
     let Some(link) = link else { return };
@@ -105,6 +112,10 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
             StoreUrl::Sqlite(_) => BATCH,
             StoreUrl::Postgres(_) => BATCH_SERVED,
         },
+        status_topic: topic::of_store(settings.mqtt.base_topic.as_str(), settings.store.id.as_str()),
+        health_topic: topic::store_health(settings.mqtt.base_topic.as_str(), settings.store.id.as_str()),
+        name,
+        peers: Peers::default(),
         settings,
         database,
         trouble: None,
@@ -112,6 +123,7 @@ pub async fn run(settings: Settings, mut broker: watch::Receiver<Option<BrokerUr
         link,
         held: None,
         connected: false,
+        subscribed: false,
         complaints: Complaints::default(),
         batch: Vec::new(),
         batch_bytes: 0,
@@ -152,7 +164,8 @@ async fn open(Settings { store: settings, pulse, .. }: &Settings) -> Result<Box<
     }
 }
 
-async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<BrokerUrl>>) -> Option<Link> {
+/// `process`: what tells this store from others of its id.
+async fn connect(settings: &Settings, process: &str, broker: &mut watch::Receiver<Option<BrokerUrl>>) -> Option<Link> {
     if broker.borrow().is_none() {
         settings.pulse.say("waits for the broker");
     }
@@ -161,26 +174,42 @@ async fn connect(settings: &Settings, broker: &mut watch::Receiver<Option<Broker
     let id = settings.store.id.as_str();
     let will = Will { topic: topic::of_store(settings.mqtt.base_topic.as_str(), id), payload: "offline".into() };
     let mut name = format!("meterkast-store-{}", topic::level(id));
-    if settings.store.url.is_shared() {
+    if !process.is_empty() {
         // The broker ends a connection when another of the same name comes.
-        name += &format!("-{:08x}", random_bits() as u32);
+        name += &format!("-{process}");
     }
     let link = link::start(&url, &name, &settings.mqtt, Some(will));
     link.map_err(|error| tracing::error!("{error}")).ok()
 }
 
+/// What a database complains of.
+struct Ailment {
+    text: String,
+    since: Instant,
+    /// Whether nothing can be stored; else only some messages cannot.
+    of_all: bool,
+}
+
 struct Role {
     settings: Settings,
+    /// What tells it from others on its database; empty where there are none.
+    name: String,
+    /// Where all stores of its id say whether messages are taken.
+    status_topic: String,
+    /// Where it says how it is; where others may be on its database, below it, under its name.
+    health_topic: String,
+    peers: Peers,
     /// None while it cannot be opened.
     database: Option<Box<dyn Database>>,
-    /// What the database complains of.
-    trouble: Option<String>,
+    trouble: Option<Ailment>,
     /// When to try again what failed; until then nothing is committed.
     retry_at: Option<Instant>,
     link: Link,
     /// An event that waited for a commit to end; None in it: there will be no more.
     held: Option<Option<Event>>,
     connected: bool,
+    /// Whether the broker was told on this connection to send us what gateways publish.
+    subscribed: bool,
     complaints: Complaints,
     /// Most messages in one commit.
     most: usize,
@@ -246,6 +275,7 @@ impl Role {
                 self.complaints.end();
                 self.say_what_it_does();
                 // Of the connection before nothing is left.
+                self.subscribed = false;
                 self.commands.clear();
                 self.health.said = None;
                 self.greet().await;
@@ -264,24 +294,24 @@ impl Role {
 
     fn hear_message(&mut self, topic: &str, payload: &Bytes) {
         // Another store of this database ended; its last word, or its last will, was for all of us.
-        if topic == self.status_topic() {
+        if topic == self.status_topic {
             if payload == "offline" && self.trouble.is_none() {
                 self.say_online();
                 // Or they would send again what they know to be stored.
                 self.greetings.extend(self.lives.names().cloned());
+            }
+        } else if let Some(name) = topic.strip_prefix(&self.health_topic) {
+            if let Some(name) = name.strip_prefix('/').filter(|name| *name != self.name) {
+                self.peers.hear(name, payload, Instant::now());
             }
         } else {
             self.take(topic, payload);
         }
     }
 
-    fn status_topic(&self) -> String {
-        topic::of_store(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str())
-    }
-
     fn say_what_it_does(&self) {
         self.settings.pulse.say(match &self.trouble {
-            Some(trouble) => format!("waits for its database: {trouble}"),
+            Some(trouble) => format!("waits for its database: {}", trouble.text),
             None if self.connected => "online".to_owned(),
             None => "waits for the broker".to_owned(),
         });
@@ -296,34 +326,77 @@ impl Role {
         }
         // Those that are unknown to a database that is new need to hear of its generation.
         self.greetings.extend(self.lives.names().cloned());
-        let base = self.settings.mqtt.base_topic.as_str();
         tracing::info!("connected to the broker as store {}", self.settings.store.id.as_str());
-        let topics = match self.settings.store.url.is_shared() {
-            false => vec![format!("{base}/+/+/telegram"), format!("{base}/+/+/backlog")],
-            // Each message goes to one of the stores.
-            true => {
-                let share = format!("$share/{}", topic::level(self.settings.store.id.as_str()));
-                let messages = ["telegram", "backlog"].map(|stream| format!("{share}/{base}/+/+/{stream}"));
-                messages.into_iter().chain([self.status_topic()]).collect()
+        if self.is_shared() {
+            self.commands
+                .push_back(Command::Subscribe(vec![self.status_topic.clone(), format!("{}/+", self.health_topic)]));
+            // The others take what comes until the database works.
+            if self.trouble.as_ref().is_some_and(|trouble| trouble.of_all) {
+                return;
             }
-        };
+        }
         // In this order: a gateway that hears `online` sends at once.
-        self.commands.push_back(Command::Subscribe(topics));
+        self.subscribe();
         self.say_online();
     }
 
+    /// Whether others may write the database.
+    fn is_shared(&self) -> bool {
+        self.settings.store.url.is_shared()
+    }
+
+    /// Under which topics messages come. Of several stores on one database each gets some of them.
+    fn message_topics(&self) -> Vec<String> {
+        let base = self.settings.mqtt.base_topic.as_str();
+        let share = match self.is_shared() {
+            true => format!("$share/{}/", topic::level(self.settings.store.id.as_str())),
+            false => String::new(),
+        };
+        ["telegram", "backlog"].map(|stream| format!("{share}{base}/+/+/{stream}")).into()
+    }
+
+    /// Has messages come, if they do not yet.
+    fn subscribe(&mut self) {
+        if !std::mem::replace(&mut self.subscribed, true) {
+            self.commands.push_back(Command::Subscribe(self.message_topics()));
+        }
+    }
+
+    /// Leaves what comes to the other stores on this database, as if this one had ended: they hear it, and have the gateways send
+    /// what this one took and did not commit. It keeps its batch all the same; the numbers in it tell what others have stored.
+    fn step_aside(&mut self) {
+        self.subscribed = false;
+        self.commands.push_back(Command::Unsubscribe(self.message_topics()));
+        self.say_status("offline");
+        tracing::warn!("store: leaves what comes to the other stores of its id until its database works");
+    }
+
     fn say_online(&mut self) {
-        let topic = self.status_topic();
-        self.commands.push_back(Command::Publish { topic, payload: "online".into(), retain: true, tag: None });
+        self.say_status("online");
+    }
+
+    fn say_status(&mut self, status: &str) {
+        self.retain(self.status_topic.clone(), status.into());
+    }
+
+    fn retain(&mut self, topic: String, payload: String) {
+        self.commands.push_back(Command::Publish { topic, payload, retain: true, tag: None });
     }
 
     fn say_health(&mut self) {
         self.health.said = Some(Instant::now());
         self.health.changed = false;
-        let topic = topic::store_health(self.settings.mqtt.base_topic.as_str(), self.settings.store.id.as_str());
         let size = self.database.as_ref().map(|database| database.size()).unwrap_or_default();
-        let payload = self.health.to_json(&self.lives, self.trouble.as_deref(), size);
-        self.commands.push_back(Command::Publish { topic, payload, retain: true, tag: None });
+        let payload =
+            self.health.to_json(&self.lives, self.trouble.as_ref().map(|trouble| trouble.text.as_str()), size);
+        self.retain(self.own_health_topic(), payload);
+        for name in self.peers.gone(Instant::now()) {
+            self.retain(format!("{}/{name}", self.health_topic), String::new());
+        }
+    }
+
+    fn own_health_topic(&self) -> String {
+        if self.name.is_empty() { self.health_topic.clone() } else { format!("{}/{}", self.health_topic, self.name) }
     }
 
     fn is_full(&self) -> bool {
@@ -425,10 +498,15 @@ impl Role {
         };
         if replaced {
             tracing::warn!("store: {text}; it is opened again");
-        } else if self.trouble.as_ref() != Some(&text) {
+        } else if self.trouble.as_ref().map(|trouble| &trouble.text) != Some(&text) {
             tracing::error!("store: {text}; {meanwhile}");
         }
-        self.trouble = Some(text);
+        let since = self.trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
+        let of_all = error.refusal().is_none();
+        self.trouble = Some(Ailment { text, since, of_all });
+        if self.is_shared() && self.subscribed && of_all && since.elapsed() >= STEP_ASIDE {
+            self.step_aside();
+        }
         self.say_what_it_does();
         self.health.changed = true;
         self.retry_at = Some(if replaced { Instant::now() } else { Instant::now() + RETRY });
@@ -503,6 +581,9 @@ impl Role {
         self.say_what_it_does();
         self.health.changed = true;
         // What was declined comes again at once when the gateways hear this.
+        if self.connected {
+            self.subscribe();
+        }
         self.say_online();
     }
 
@@ -582,7 +663,11 @@ impl Role {
         self.commit().await;
         if self.connected {
             self.say_health();
-            let topic = self.status_topic();
+            if !self.name.is_empty() {
+                // Nobody will have this name again.
+                self.retain(self.own_health_topic(), String::new());
+            }
+            let topic = self.status_topic.clone();
             let offline = Command::Publish { topic, payload: "offline".into(), retain: true, tag: None };
             self.greetings.clear();
             self.publish().await;

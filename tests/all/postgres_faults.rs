@@ -2,12 +2,15 @@
 //! password. Whatever happens, what was acknowledged is there, nothing is there twice, it is said once, and goes on by itself.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use meterkast::config::StoreUrl;
+use serde_json::Value;
 
 use crate::{
     parts::{Broker, Client, Folder, Meter, Meterkast, Wire, until},
@@ -82,11 +85,18 @@ impl House {
         self.meter.is_stored_at(&self.url()).await;
     }
 
+    /// What stores have said of themselves, in order: each under its own name, until it ends.
+    fn healths(&self) -> Vec<(String, Value)> {
+        let said = self.client.under("").into_iter().filter(|seen| !seen.payload.is_empty());
+        said.filter_map(|seen| Some((seen.topic.split_once("/_stores/main/health/")?.1.to_owned(), seen.json())))
+            .collect()
+    }
+
     /// What the store says of its database.
     async fn database_is(&self, part: &str) {
         until(&format!("health with the database `{part}`"), async || {
-            let health = self.client.under("_stores/main/health").last()?.json();
-            health["database"].as_str()?.contains(part).then_some(())
+            let said = self.healths().into_iter().next_back()?;
+            said.1["database"].as_str()?.contains(part).then_some(())
         })
         .await;
     }
@@ -281,6 +291,79 @@ async fn two_stores_share_what_comes_and_when_one_is_killed_nothing_is_lost_or_d
         (house.client.under("_stores/main/status").last()?.payload == "offline").then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_store_that_loses_its_database_leaves_everything_to_the_other_until_it_has_it_again() {
+    let mut house = House::new(46, Postgres::start()).await;
+    house.server.sql("postgres", "CREATE ROLE lonely SUPERUSER LOGIN");
+    let section = |user: &str| {
+        let url = house.url().to_string().replace("postgres@", user);
+        format!("[store]\nurl = \"{url}\"\ncommit = \"300ms\"\n{}", house.broker.section())
+    };
+    let mut stores = ["postgres@", "lonely@"].map(|user| Meterkast::run(&house.folder.file(user, section(user))));
+    for store in &stores {
+        store.says("connected to the broker as store").await;
+    }
+    let both_commit = async |house: &mut House| {
+        let sql =
+            "SELECT usename, state_change FROM pg_stat_activity WHERE application_name = 'meterkast' ORDER BY pid";
+        let before = until("both connections", async || {
+            Some(house.server.sql(&house.database, sql)).filter(|times| times.len() == 2)
+        })
+        .await;
+        house.telegrams(10).await;
+        let both = async || {
+            let now = house.server.sql(&house.database, sql);
+            (now.len() == 2 && now.iter().zip(&before).all(|(now, before)| now != before)).then_some(())
+        };
+        until("both have committed", both).await;
+    };
+    both_commit(&mut house).await;
+    house.is_stored().await;
+    for round in 1..=2 {
+        house.server.sql("postgres", "ALTER ROLE lonely NOLOGIN");
+        house.server.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'lonely'");
+        let lost = Instant::now();
+        // It gets its share of these, and holds what it gets.
+        while stores[1].stderr().matches("leaves what comes to the other stores").count() < round {
+            house.telegrams(5).await;
+        }
+        house.telegrams(10).await;
+        house.is_stored().await;
+        // Long before the gateway sends by itself what nobody confirmed, after a minute.
+        println!("all is stored {:?} after the loss, {} messages", lost.elapsed(), house.meter.messages());
+        assert!(lost.elapsed() < Duration::from_secs(40), "{:?}", lost.elapsed());
+        // Each says how it is.
+        until("one is well and one is not", async || {
+            let newest: BTreeMap<String, Value> = house.healths().into_iter().collect();
+            let mut words: Vec<_> = newest.values().map(|health| health["database"].as_str().unwrap()).collect();
+            words.sort_unstable();
+            let [well, other] = words[..] else { return None };
+            (well == "ok" && other.contains("the server refuses the user")).then_some(())
+        })
+        .await;
+        let status = house.client.under("_stores/main/status").pop().unwrap();
+        assert_eq!(status.payload, "online", "one takes messages");
+        house.server.sql("postgres", "ALTER ROLE lonely LOGIN");
+        stores[1].says_times(round, "store: committing again").await;
+        both_commit(&mut house).await;
+        house.is_stored().await;
+    }
+    assert_eq!(times(&stores[0], "ERROR"), 0, "{}", stores[0].stderr());
+    // The connection that broke, and the one that is refused.
+    assert_eq!(times(&stores[1], "ERROR"), 4, "each said once each time: {}", stores[1].stderr());
+    // Who ends leaves nothing behind, and takes nothing of the other's away.
+    let kept = async || {
+        let client = Client::of(house.broker.port).await;
+        client.receives(1, "_stores/main/status").await;
+        client.under("").into_iter().filter(|seen| seen.topic.contains("/_stores/main/health/")).count()
+    };
+    assert_eq!(kept().await, 2);
+    assert!(stores[1].terminate().await.0.success());
+    assert_eq!(kept().await, 1);
+    assert!(stores[0].terminate().await.0.success());
+    assert_eq!(kept().await, 0);
 }
 
 #[tokio::test]
