@@ -21,7 +21,6 @@ use crate::{
     payload::{self, Envelope, Message},
     pulse::Pulse,
     reading::{Clock, Event, METER_TIME, Medium, Reading, Register, Report, Suspect, Unknown},
-    reading::{Clock, Event, Medium, Reading, Register, Report, Suspect, Unknown},
     unit::{Decimal, Unit},
 };
 
