@@ -11,7 +11,8 @@
 
 use std::{
     borrow::Cow,
-    hash::{Hash, Hasher},
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
 };
 
 use serde::{Deserialize, Serialize};
@@ -74,14 +75,31 @@ impl Layout {
     /// 10^scale), then, reading by reading, what only some have: the time (ms since 1970 UTC, then minutes east of UTC)
     /// and the digits as the meter counts; last what the meter's own clock said, as a time.
     pub fn split(report: &Report<String>) -> (Self, Vec<i64>) {
-        let mut values: Vec<i64> = report.readings.iter().map(|reading| reading.value.mantissa()).collect();
+        (Self::of(report), Self::values(report))
+    }
+
+    fn of(report: &Report<String>) -> Self {
+        let meter_time = meter_time(report).map(|(place, _)| place);
+        Self { columns: report.readings.iter().map(Column::of).collect(), meter_time }
+    }
+
+    /// The values of [`split`](Self::split) alone.
+    pub fn values(report: &Report<String>) -> Vec<i64> {
+        let mut values = Vec::with_capacity(report.readings.len().saturating_add(2));
+        values.extend(report.readings.iter().map(|reading| reading.value.mantissa()));
         for reading in &report.readings {
             values.extend(reading.at.into_iter().flat_map(integers));
             values.extend(reading.raw.iter().map(|raw| raw.0.mantissa()));
         }
-        let (place, at) = meter_time(report).unzip();
-        values.extend(at.into_iter().flat_map(integers));
-        (Self { columns: report.readings.iter().map(Column::of).collect(), meter_time: place }, values)
+        values.extend(meter_time(report).into_iter().flat_map(|(_, at)| integers(at)));
+        values
+    }
+
+    /// Whether it is the layout of a report.
+    fn fits(&self, report: &Report<String>) -> bool {
+        self.columns.len() == report.readings.len()
+            && self.columns.iter().zip(&report.readings).all(|(column, reading)| column.fits(reading))
+            && self.meter_time == meter_time(report).map(|(place, _)| place)
     }
 
     /// Puts a report together again: gives one that is bare of them its readings, and what [`remark`] took from it. Where the remark
@@ -153,6 +171,40 @@ impl Layout {
     }
 }
 
+/// The different layouts of some reports. Most reports have one that is there, which is found without making theirs.
+#[derive(Debug, Default)]
+pub struct Layouts {
+    all: Vec<Layout>,
+    /// Their places, by what tells most of them apart.
+    places: HashMap<u64, Vec<usize>>,
+}
+
+impl Layouts {
+    /// The place of a report's layout among them; one that is new comes last.
+    pub fn place(&mut self, report: &Report<String>) -> usize {
+        let mut hasher = DefaultHasher::new();
+        for reading in &report.readings {
+            reading.register.hash(&mut hasher);
+            (reading.qualifiers, reading.value.scale(), reading.suspect.is_some(), reading.at.is_some())
+                .hash(&mut hasher);
+        }
+        let places = self.places.entry(hasher.finish()).or_default();
+        let known = places.iter().find(|place| self.all.get(**place).is_some_and(|layout| layout.fits(report)));
+        if let Some(place) = known {
+            return *place;
+        }
+        let place = self.all.len();
+        places.push(place);
+        self.all.push(Layout::of(report));
+        place
+    }
+
+    /// Their texts, by place.
+    pub fn texts(&self) -> Vec<String> {
+        self.all.iter().map(Layout::to_text).collect()
+    }
+}
+
 /// An instant as it stands among the values.
 fn integers(at: Moment) -> [i64; 2] {
     [at.millis(), i64::from(at.offset_minutes())]
@@ -184,6 +236,17 @@ impl Column {
             dated: reading.at.is_some(),
             raw: reading.raw.as_ref().map(|raw| (raw.1.clone(), raw.0.scale())),
         }
+    }
+
+    fn fits(&self, reading: &Reading) -> bool {
+        let raw = reading.raw.as_ref().map(|raw| (&raw.1, raw.0.scale()));
+        self.register == reading.register
+            && self.unit == reading.unit
+            && self.scale == reading.value.scale()
+            && self.qualifiers == reading.qualifiers
+            && self.suspect == reading.suspect
+            && self.dated == reading.at.is_some()
+            && self.raw.as_ref().map(|(unit, scale)| (unit, *scale)) == raw
     }
 
     /// The reading with these digits; what only some readings have is taken from `rest`.

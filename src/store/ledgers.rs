@@ -35,11 +35,17 @@ impl Ledgers {
                 ledgers.0.entry(gateway).or_default().insert(epoch, ledger);
             }
         }
+        // Of the others nothing has arrived.
+        for (gateway, epoch) in runs {
+            ledgers.0.entry(gateway.to_owned()).or_default().entry(epoch).or_default();
+        }
         Ok(ledgers)
     }
 
-    pub(super) fn of(&mut self, envelope: &Envelope) -> &mut Ledger {
-        self.0.entry(envelope.gateway.clone()).or_default().entry(envelope.epoch).or_default()
+    /// That of a message of the batch.
+    pub(super) fn of(&mut self, envelope: &Envelope) -> Result<&mut Ledger, sqlx::Error> {
+        let epochs = self.0.get_mut(&envelope.gateway);
+        epochs.and_then(|epochs| epochs.get_mut(&envelope.epoch)).ok_or(sqlx::Error::RowNotFound)
     }
 
     /// How many numbers are lost in all of them.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     delivery::Arrival,
-    layout::{self, Layout},
+    layout::{self, Layout, Layouts},
     moment::Moment,
     payload::{MOST_NAME, Message},
     reading::{Clock, Info, Medium, Qualifiers, Reading, Report},
@@ -33,7 +33,7 @@ pub(super) async fn write(tables: &mut impl Tables, batch: &[Incoming]) -> Resul
     for incoming in batch {
         let mut tally = None;
         if let Some(envelope) = incoming.envelope() {
-            let ledger = ledgers.of(envelope);
+            let ledger = ledgers.of(envelope)?;
             if ledger.arrive(envelope.seq, envelope.first, &envelope.missing) == Arrival::Again {
                 committed.again += 1;
                 continue;
@@ -52,7 +52,7 @@ pub(super) async fn write(tables: &mut impl Tables, batch: &[Incoming]) -> Resul
         }
     }
     for (message, stored) in messages.iter().zip(write_rows(tables, &messages).await?) {
-        let tally = &mut ledgers.of(&message.envelope).tally;
+        let tally = &mut ledgers.of(&message.envelope)?.tally;
         let (count, counted) = match stored {
             true => (&mut committed.stored, &mut tally.stored),
             false => (&mut committed.repeated, &mut tally.repeated),
@@ -167,19 +167,12 @@ async fn meters(tables: &mut impl Tables, messages: &[&Message]) -> Result<HashM
 
 /// The number of the layout of each message, and its values.
 async fn layouts(tables: &mut impl Tables, messages: &[&Message]) -> Result<(Vec<i64>, Vec<Vec<i64>>), sqlx::Error> {
-    let split: Vec<_> = messages.iter().map(|message| Layout::split(&message.report)).collect();
-    let (mut places, mut texts) = (HashMap::new(), Vec::new());
-    let mut of_messages = Vec::with_capacity(split.len());
-    for (layout, _) in &split {
-        of_messages.push(*places.entry(layout).or_insert_with(|| {
-            texts.push(layout.to_text());
-            texts.len() - 1
-        }));
-    }
-    let ids = tables.layouts(&texts).await?;
-    let of_messages = of_messages.into_iter().map(|place: usize| ids.get(place).copied());
-    let layouts: Vec<i64> = of_messages.collect::<Option<_>>().ok_or(sqlx::Error::RowNotFound)?;
-    Ok((layouts, split.into_iter().map(|(_, values)| values).collect()))
+    let mut layouts = Layouts::default();
+    let places: Vec<usize> = messages.iter().map(|message| layouts.place(&message.report)).collect();
+    let ids = tables.layouts(&layouts.texts()).await?;
+    let ids = places.into_iter().map(|place| ids.get(place).copied());
+    let ids: Vec<i64> = ids.collect::<Option<_>>().ok_or(sqlx::Error::RowNotFound)?;
+    Ok((ids, messages.iter().map(|message| Layout::values(&message.report)).collect()))
 }
 
 /// Keeps the first value of each cumulative register in each quarter-hour. Messages may come late and

@@ -106,6 +106,9 @@ impl Session {
 
     /// Writes messages, no two of one meter and instant. Returns those whose place was not taken by another store meanwhile.
     async fn insert_messages(&mut self, messages: &[&mut MessageRow]) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
+        // Sorted, because two stores may write the same; and a meter's messages then stand together.
+        let mut messages: Vec<&MessageRow> = messages.iter().map(|message| &**message).collect();
+        messages.sort_unstable_by_key(|message| message.key());
         // The values of all messages are one array, of which each takes its part: a list of lists of different lengths has no form.
         let insert = r#"INSERT INTO message (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
             SELECT meter, at, n, utc_offset, clock, received_at, layout, ($8::bigint[])[first:last], remark
@@ -117,21 +120,21 @@ impl Session {
         let mut values = Vec::new();
         let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
         let place = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
-        for message in messages {
+        for message in &messages {
             firsts.push(place(values.len()).saturating_add(1));
             values.extend_from_slice(&message.values);
             lasts.push(place(values.len()));
         }
         let written: Vec<(i64, Millis)> = query_as(insert)
-            .bind(column(messages, |message| message.meter))
-            .bind(column(messages, |message| Millis(message.at.millis())))
-            .bind(column(messages, |message| message.n))
-            .bind(column(messages, |message| message.at.offset_minutes()))
-            .bind(column(messages, |message| message.clock))
-            .bind(column(messages, |message| Millis(message.received_at)))
-            .bind(column(messages, |message| message.layout))
+            .bind(column(&messages, |message| message.meter))
+            .bind(column(&messages, |message| Millis(message.at.millis())))
+            .bind(column(&messages, |message| message.n))
+            .bind(column(&messages, |message| message.at.offset_minutes()))
+            .bind(column(&messages, |message| message.clock))
+            .bind(column(&messages, |message| Millis(message.received_at)))
+            .bind(column(&messages, |message| message.layout))
             .bind(values)
-            .bind(column(messages, |message| message.remark))
+            .bind(column(&messages, |message| message.remark))
             .bind(firsts)
             .bind(lasts)
             .fetch_all(&mut self.connection)
