@@ -109,10 +109,8 @@ fn now() -> Option<Moment> {
 }
 
 async fn newest(reader: &mut dyn Reader, meters: &[Meter]) -> Result<Vec<Line>, Failure> {
-    let names: BTreeSet<&str> = meters.iter().map(|meter| meter.name.as_str()).collect();
-    let reports = reader.readings(now()).await.map_err(Failure::world)?;
-    let reports = reports.into_iter().filter(|(report, _)| names.contains(report.meter.as_str()));
-    Ok(reports.flat_map(|(report, _)| lines_of(report, |_, _| None)).collect())
+    let reports = reader.readings_of(meters, now()).await.map_err(Failure::world)?;
+    Ok(reports.into_iter().flat_map(|(report, _)| lines_of(report, |_, _| None)).collect())
 }
 
 /// A line for each reading of a report.
@@ -138,17 +136,17 @@ struct Around {
 
 async fn lines_at(reader: &mut dyn Reader, meters: &[Meter], at: Moment) -> Result<Vec<Line>, Failure> {
     let mut all: BTreeMap<&str, Around> = meters.iter().map(|meter| (meter.name.as_str(), Around::default())).collect();
-    for (report, _) in reader.readings(Some(at)).await.map_err(Failure::world)? {
+    for (report, _) in reader.readings_of(meters, Some(at)).await.map_err(Failure::world)? {
         if let Some(around) = all.get_mut(report.meter.as_str()) {
             around.before = Some(report);
         }
     }
-    for (report, _) in reader.readings_after(at).await.map_err(Failure::world)? {
+    for (report, _) in reader.readings_after(meters, at).await.map_err(Failure::world)? {
         if let Some(around) = all.get_mut(report.meter.as_str()) {
             around.after = Some(report);
         }
     }
-    for (report, _) in reader.readings(now()).await.map_err(Failure::world)? {
+    for (report, _) in reader.readings_of(meters, now()).await.map_err(Failure::world)? {
         if let Some(around) = all.get_mut(report.meter.as_str()) {
             around.newest = Some(report);
         }

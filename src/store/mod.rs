@@ -167,13 +167,26 @@ pub trait Database: fmt::Debug + Send + Sync {
 /// A database as the commands see it, whether a daemon runs or not. Nothing in it is changed.
 #[async_trait]
 pub trait Reader: fmt::Debug + Send {
-    /// For every meter, in the order of their names, its newest report measured at or before `at` (of
-    /// all when None), and when that was received (UTC). Of several at one instant the last stored.
-    /// Medium and protocol are what the meter said last.
-    async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
+    /// For each of these meters its newest report measured at or before `at` (of all when None), and when that was received (UTC). Of
+    /// several at one instant the last stored. Medium and protocol are what the meter said last. One that has none is left out.
+    async fn readings_of(
+        &mut self,
+        meters: &[Meter],
+        at: Option<Moment>,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
 
-    /// For every meter, in the order of their names, its first report measured after `at`, and when that was received.
-    async fn readings_after(&mut self, at: Moment) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
+    /// For each of these meters its first report measured after `at`, and when that was received.
+    async fn readings_after(
+        &mut self,
+        meters: &[Meter],
+        at: Moment,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError>;
+
+    /// [`readings_of`](Self::readings_of) every meter, in the order of their names.
+    async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+        let meters = self.meters().await?;
+        self.readings_of(&meters, at).await
+    }
 
     /// How much it holds.
     async fn counts(&mut self) -> Result<Counts, StoreError>;

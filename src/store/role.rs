@@ -348,11 +348,12 @@ impl Role {
     /// Under which topics messages come. Of several stores on one database each gets some of them.
     fn message_topics(&self) -> Vec<String> {
         let base = self.settings.mqtt.base_topic.as_str();
-        let share = match self.is_shared() {
-            true => format!("$share/{}/", topic::level(self.settings.store.id.as_str())),
+        // Each under a name of its own: the embedded broker notes for a name, and not for its filters, what was passed on.
+        let share = |stream: &str| match self.is_shared() {
+            true => format!("$share/{}-{stream}/", topic::level(self.settings.store.id.as_str())),
             false => String::new(),
         };
-        ["telegram", "backlog"].map(|stream| format!("{share}{base}/+/+/{stream}")).into()
+        ["telegram", "backlog"].map(|stream| format!("{}{base}/+/+/{stream}", share(stream))).into()
     }
 
     /// Has messages come, if they do not yet.

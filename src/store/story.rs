@@ -716,7 +716,7 @@ async fn what_is_forgotten_leaves_no_row(ground: Ground) {
     let before = START + 900_000 * 11;
     assert_eq!(forget(Some(before)).await, Forgotten { messages: 11, quarters: 11, remarks: 1, refused: 1 });
     let (first, counts) =
-        (reader.readings_after(Moment::utc(jiff::Timestamp::UNIX_EPOCH)).await, reader.counts().await);
+        (reader.readings_after(&meters, Moment::utc(jiff::Timestamp::UNIX_EPOCH)).await, reader.counts().await);
     assert_eq!(first.unwrap()[0].0, message(11, 9900, "11.000").report);
     assert_eq!(counts.unwrap(), Counts { meters: 2, messages: 31, refused: 0 });
     assert_eq!(forget(None).await, Forgotten { messages: 30, quarters: 30, remarks: 0, refused: 0 });

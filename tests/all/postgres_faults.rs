@@ -13,7 +13,7 @@ use meterkast::config::StoreUrl;
 use serde_json::Value;
 
 use crate::{
-    parts::{Broker, Client, Folder, Meter, Meterkast, Wire, until},
+    parts::{Broker, Client, Folder, Meter, Meterkast, Wire, free_port, until},
     postgres::{GUARDED, Postgres},
 };
 
@@ -162,6 +162,29 @@ async fn a_server_that_is_down_is_waited_for_and_one_that_crashes_loses_nothing(
     }
     assert_eq!(times(&store, "the server cannot be reached"), 4, "said once each time: {}", store.stderr());
     assert_eq!(times(&store, "ERROR"), 4, "and nothing else: {}", store.stderr());
+}
+
+#[tokio::test]
+async fn with_the_embedded_broker_the_backlog_comes_too() {
+    let mut server = Postgres::start();
+    let url = StoreUrl::parse(&server.url(&server.database())).unwrap();
+    server.stop();
+    let (folder, mut wire, mut meter) = (Folder::new(), Wire::new(), Meter::new(52));
+    let config = format!(
+        "[gateway]\nid = \"gw-1\"\n[[p1]]\nport = \"{}\"\n[journal]\npath = \"{}\"\nstores = [\"main\"]\n\
+         [store]\nurl = \"{url}\"\ncommit = \"50ms\"\n[mqtt]\nlisten = \"127.0.0.1:{}\"\n",
+        wire.path.display(),
+        folder.path("journal").display(),
+        free_port()
+    );
+    let daemon = Meterkast::run(&folder.file("meterkast.toml", config));
+    daemon.says(&format!("{url}: {UNREACHABLE}")).await;
+    // Nobody takes these; they come again as backlog.
+    wire.send(&meter.telegrams(8)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    server.begin();
+    wire.send(&meter.telegrams(8)).await;
+    meter.is_stored_at(&url).await;
 }
 
 #[tokio::test]

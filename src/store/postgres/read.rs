@@ -101,16 +101,22 @@ impl Reader {
         messages.into_iter().map(stored).collect()
     }
 
-    /// The first message of each meter that `which` chooses and sorts by an instant.
-    async fn of_each(&mut self, which: &str, at: i64) -> Result<Vec<(Report<String>, Moment)>, sqlx::Error> {
-        let meters = self.every_meter().await?;
+    /// The first message of each of these meters that `which` chooses and sorts by an instant.
+    async fn of_each(
+        &mut self,
+        meters: &[Meter],
+        which: &str,
+        at: i64,
+    ) -> Result<Vec<(Report<String>, Moment)>, sqlx::Error> {
         let sql = format!(
-            "SELECT meter.id, {COLUMNS}
-            FROM meter CROSS JOIN LATERAL (SELECT * FROM message WHERE meter = meter.id AND {which} LIMIT 1) AS message"
+            "SELECT said.id, {COLUMNS}
+            FROM unnest($2::bigint[]) AS said (id)
+            CROSS JOIN LATERAL (SELECT * FROM message WHERE meter = said.id AND {which} LIMIT 1) AS message"
         );
+        let ids: Vec<i64> = meters.iter().map(|meter| meter.id).collect();
         type Row = (i64, Millis, i64, i64, i64, Millis, i64, Option<i64>, Vec<i64>);
         let rows: Vec<Row> =
-            query_as(sqlx::AssertSqlSafe(sql)).bind(Millis(at)).fetch_all(&mut self.connection).await?;
+            query_as(sqlx::AssertSqlSafe(sql)).bind(Millis(at)).bind(ids).fetch_all(&mut self.connection).await?;
         let mut found: HashMap<i64, Message> = HashMap::with_capacity(rows.len());
         for (meter, at, n, utc_offset, clock, received_at, layout, remark, values) in rows {
             found.insert(meter, read_message((at, n, utc_offset, clock, received_at, layout, remark, values)));
@@ -148,14 +154,22 @@ impl Reader {
 
 #[async_trait]
 impl store::Reader for Reader {
-    async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
-        let error = self.error();
-        self.of_each("at <= $1 ORDER BY at DESC, n DESC", at.map_or(i64::MAX, Moment::millis)).await.map_err(error)
+    async fn readings_of(
+        &mut self,
+        meters: &[Meter],
+        at: Option<Moment>,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+        let (error, at) = (self.error(), at.map_or(i64::MAX, Moment::millis));
+        self.of_each(meters, "at <= $1 ORDER BY at DESC, n DESC", at).await.map_err(error)
     }
 
-    async fn readings_after(&mut self, at: Moment) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+    async fn readings_after(
+        &mut self,
+        meters: &[Meter],
+        at: Moment,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
         let error = self.error();
-        self.of_each("at > $1 ORDER BY at, n DESC", at.millis()).await.map_err(error)
+        self.of_each(meters, "at > $1 ORDER BY at, n DESC", at.millis()).await.map_err(error)
     }
 
     async fn counts(&mut self) -> Result<Counts, StoreError> {

@@ -443,9 +443,10 @@ async fn what_is_asked_and_written_is_found_by_keys() {
     let before = sql(&name, read);
     let mut reader = Reader::open(&url).await.unwrap();
     let at = Moment::from_millis(START + 100_000_000, 0).unwrap();
+    let meters = reader.meters().await.unwrap();
     assert_eq!(reader.readings(None).await.unwrap().len(), 1);
     assert_eq!(reader.readings(Some(at)).await.unwrap().len(), 1);
-    assert_eq!(reader.readings_after(at).await.unwrap().len(), 1);
+    assert_eq!(reader.readings_after(&meters, at).await.unwrap().len(), 1);
     let meter = reader.meters().await.unwrap().remove(0);
     assert_eq!(reader.messages(&meter, at.millis()..i64::MAX, None, 100).await.unwrap().len(), 100);
     assert_eq!(reader.messages(&meter, 0..i64::MAX, Some((at.millis(), 0)), 100).await.unwrap().len(), 100);

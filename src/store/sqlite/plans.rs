@@ -74,10 +74,11 @@ impl Visit for Said {
 /// Everything that the commands can ask.
 async fn ask(reader: &mut dyn store::Reader) {
     let at = Moment::from_millis(START + 5_000_000, 0).unwrap();
+    let meters = reader.meters().await.unwrap();
     assert_eq!(reader.counts().await.unwrap().messages, 600);
     assert_eq!(reader.readings(None).await.unwrap().len(), 1);
     assert_eq!(reader.readings(Some(at)).await.unwrap().len(), 1);
-    assert_eq!(reader.readings_after(at).await.unwrap().len(), 1);
+    assert_eq!(reader.readings_after(&meters, at).await.unwrap().len(), 1);
     for meter in reader.meters().await.unwrap() {
         for (after, most, count) in [(None, 10, 10), (Some((START + 4_000_000, 0)), 1000, 199)] {
             let messages = reader.messages(&meter, START..i64::MAX, after, most).await.unwrap();

@@ -3,6 +3,7 @@
 //! Enters: an instant. Leaves: reports as they were stored.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fs,
     io::ErrorKind,
@@ -150,19 +151,23 @@ impl Reader {
             "SELECT from_at FROM sealed WHERE meter = ? AND from_at >= ? AND last_at > ? ORDER BY from_at LIMIT 1";
         let span = query_scalar(sql).bind(meter.id).bind(since).bind(at);
         let span: Option<i64> = span.fetch_optional(&mut self.connection).await?;
-        let mut first = next;
+        let mut sealed: Option<Message> = None;
         if let Some(span) = span {
-            let sql = "SELECT block FROM sealed WHERE meter = ? AND from_at = ? AND last_at > ?";
-            let blocks: Vec<Vec<u8>> =
-                query_scalar(sql).bind(meter.id).bind(span).bind(at).fetch_all(&mut self.connection).await?;
-            for block in blocks {
-                let sealed = unseal(&block)?.rows().map(|row| row.at).find(|sealed| *sealed > at);
-                first = first.into_iter().chain(sealed).min();
+            let sql = "SELECT layout, block FROM sealed WHERE meter = ? AND from_at = ? AND last_at > ?";
+            let blocks = query_as(sql).bind(meter.id).bind(span).bind(at);
+            let blocks: Vec<(i64, Vec<u8>)> = blocks.fetch_all(&mut self.connection).await?;
+            for (layout, block) in blocks {
+                let block = unseal(&block)?;
+                let first = block.rows().map(|row| row.at).find(|first| *first > at);
+                let last = block.rows().rfind(|row| Some(row.at) == first).map(|row| Message::of(&row, layout));
+                // Of the first instant the last stored.
+                sealed = sealed.into_iter().chain(last).min_by_key(|message| (message.at, Reverse(message.n)));
             }
         }
-        match first {
-            Some(first) => self.newest(meter, first).await,
-            None => Ok(None),
+        match (next, sealed) {
+            (None, sealed) => Ok(sealed),
+            (Some(next), Some(sealed)) if sealed.at < next => Ok(Some(sealed)),
+            (Some(next), _) => self.newest(meter, next).await,
         }
     }
 
@@ -200,25 +205,33 @@ impl Reader {
 
 #[async_trait]
 impl store::Reader for Reader {
-    async fn readings(&mut self, at: Option<Moment>) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+    async fn readings_of(
+        &mut self,
+        meters: &[Meter],
+        at: Option<Moment>,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
         let at = at.map_or(i64::MAX, Moment::millis);
         let error = self.error();
         let mut readings = Vec::new();
-        for meter in self.meters().await? {
-            if let Some(message) = self.newest(&meter, at).await.map_err(&error)? {
-                let stored = self.stored(&meter, &message).await.map_err(&error)?;
+        for meter in meters {
+            if let Some(message) = self.newest(meter, at).await.map_err(&error)? {
+                let stored = self.stored(meter, &message).await.map_err(&error)?;
                 readings.push((stored.report, stored.received_at));
             }
         }
         Ok(readings)
     }
 
-    async fn readings_after(&mut self, at: Moment) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
+    async fn readings_after(
+        &mut self,
+        meters: &[Meter],
+        at: Moment,
+    ) -> Result<Vec<(Report<String>, Moment)>, StoreError> {
         let error = self.error();
         let mut readings = Vec::new();
-        for meter in self.meters().await? {
-            if let Some(message) = self.next(&meter, at.millis()).await.map_err(&error)? {
-                let stored = self.stored(&meter, &message).await.map_err(&error)?;
+        for meter in meters {
+            if let Some(message) = self.next(meter, at.millis()).await.map_err(&error)? {
+                let stored = self.stored(meter, &message).await.map_err(&error)?;
                 readings.push((stored.report, stored.received_at));
             }
         }

@@ -149,11 +149,15 @@ async fn finished_hours_are_sealed_and_nothing_else_changes() {
     let before = messages(&mut reader, 100).await;
     assert_eq!(before.len(), sent.len());
     let counts_before = reader.counts().await.unwrap();
+    let meters = reader.meters().await.unwrap();
     let at = |seconds: i64| Moment::from_millis(START + seconds * 1000, 0).unwrap();
     let moments = [-1, 0, 5, 700, 3595, 3600, 17_990, 18_000, 20_000, 21_600, 24_000, 30_000].map(at);
     let mut asked = Vec::new();
     for moment in moments {
-        asked.push((reader.readings(Some(moment)).await.unwrap(), reader.readings_after(moment).await.unwrap()));
+        asked.push((
+            reader.readings(Some(moment)).await.unwrap(),
+            reader.readings_after(&meters, moment).await.unwrap(),
+        ));
     }
 
     while store.keep_up(Duration::MAX).await.unwrap() {}
@@ -164,7 +168,7 @@ async fn finished_hours_are_sealed_and_nothing_else_changes() {
     assert_eq!(store.column("SELECT CAST(count(*) AS TEXT) FROM message").await, ["60"]);
     for (moment, (until, since)) in moments.into_iter().zip(&asked) {
         assert_eq!(reader.readings(Some(moment)).await.unwrap(), *until, "{moment}");
-        assert_eq!(reader.readings_after(moment).await.unwrap(), *since, "{moment}");
+        assert_eq!(reader.readings_after(&meters, moment).await.unwrap(), *since, "{moment}");
     }
     assert_eq!(reader.counts().await.unwrap(), counts_before);
     for page in [7, 1000, 100_000] {
