@@ -145,9 +145,9 @@ impl Teller {
         if !self.is_ready && (pulses.all_have_spoken() || now >= READY) {
             (self.is_ready, told.ready) = (true, true);
         }
-        // Numbers that grow each second are no change worth telling at once.
+        // Numbers that grow each second are no change worth telling at once. Whoever waited for the start hears how it went.
         let words: String = pulses.words().chars().filter(|letter| !letter.is_ascii_digit()).collect();
-        if words != self.words || now.saturating_sub(self.said) >= STATUS {
+        if told.ready || words != self.words || now.saturating_sub(self.said) >= STATUS {
             (self.words, self.said) = (words, now);
             told.status = Some(pulses.status());
         }
@@ -192,7 +192,8 @@ mod tests {
         pulses.add(Pulse::new("store main", 60 * S));
         let mut teller = Teller::new(None);
         assert!(!teller.turn(4 * S, &pulses).ready);
-        assert!(teller.turn(5 * S, &pulses).ready);
+        let told = teller.turn(5 * S, &pulses);
+        assert!(told.ready && told.status.is_some(), "ready, with what there is to know, though nothing of it is new");
     }
 
     #[test]
