@@ -234,6 +234,11 @@ impl Reading {
     pub fn is_current(&self) -> bool {
         self.qualifiers == Qualifiers::default()
     }
+
+    /// Whether consumption follows from it: a counter's value of now that is believed.
+    pub fn is_counted(&self) -> bool {
+        self.is_current() && self.suspect.is_none() && self.register.is_cumulative()
+    }
 }
 
 /// Whose clock a time is from.

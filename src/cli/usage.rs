@@ -122,7 +122,7 @@ async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
     let question = Question { by, zone, from, until, years: choice.compare, future };
 
     let mut reader = store::read(url).await.map_err(Failure::world)?;
-    let mut counters = counters(reader.as_mut(), &choice.meter).await.map_err(Failure::world)?;
+    let mut counters = counters(reader.as_mut(), &choice.meter, future).await.map_err(Failure::world)?;
     if let Some(name) = choice.meter.iter().find(|name| counters.iter().all(|counter| counter.meter.name != **name)) {
         let known = reader.meters().await.map_err(Failure::world)?;
         let known: Vec<_> = known.iter().map(|meter| escape(meter.name.as_bytes())).collect();

@@ -5,14 +5,18 @@
 //!
 //! Not supported: a meter that took the place of another and gave it back is not joined again; both go on by themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    slice,
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Meter, Quarters, Reader, Series, StoreError};
+use super::{Meter, Quarter, Quarters, Reader, Series, StoreError};
 use crate::{
     consumption::{BEFORE_FALL, By, Curve, Period, Periods, Point},
-    reading::Register,
+    moment::Moment,
+    reading::{Clock, Reading, Register, Report},
     unit::Unit,
 };
 
@@ -27,6 +31,8 @@ pub struct Counter {
     pub unit: Unit,
     /// Of each meter that was there, the oldest first: its values, by decimals.
     meters: Vec<Vec<Series>>,
+    /// The newest reading of the meter that is there now, where it can be believed.
+    newest: Option<Quarter>,
 }
 
 /// What is asked of a counter.
@@ -47,12 +53,16 @@ pub struct Question {
 }
 
 /// The counters of a store, by meter, register and unit: of the meters with these names, or of all that no other took the place of. To each
-/// belongs what was in its place before.
+/// belongs what was in its place before. Readings from `future` on are not believed.
 ///
 /// # Errors
 ///
 /// The database cannot be read.
-pub async fn counters(reader: &mut dyn Reader, names: &[String]) -> Result<Vec<Counter>, StoreError> {
+pub async fn counters(
+    reader: &mut dyn Reader,
+    names: &[String],
+    future: Timestamp,
+) -> Result<Vec<Counter>, StoreError> {
     let meters = reader.meters().await?;
     let older = predecessors(&meters);
     let replaced: BTreeSet<i64> = older.values().map(|meter| meter.id).collect();
@@ -64,6 +74,8 @@ pub async fn counters(reader: &mut dyn Reader, names: &[String]) -> Result<Vec<C
         while let Some(before) = chain.last().and_then(|meter| older.get(&meter.id)) {
             chain.push(before);
         }
+        // Before its series, so that what it says has one whatever is written meanwhile.
+        let newest = reader.readings_of(slice::from_ref(meter), Some(Moment::utc(future))).await?;
         let mut registers: BTreeMap<(Register, Unit), Vec<Vec<Series>>> = BTreeMap::new();
         for meter in chain.into_iter().rev() {
             let mut own: BTreeMap<(Register, Unit), Vec<Series>> = BTreeMap::new();
@@ -74,10 +86,23 @@ pub async fn counters(reader: &mut dyn Reader, names: &[String]) -> Result<Vec<C
                 registers.entry(register).or_default().push(series);
             }
         }
-        let all = registers.into_iter();
-        counters.extend(all.map(|((register, unit), meters)| Counter { meter: meter.clone(), register, unit, meters }));
+        counters.extend(registers.into_iter().map(|((register, unit), meters)| {
+            let newest = newest.first().and_then(|(report, received_at)| {
+                let at = report.measured_at.unwrap_or(*received_at);
+                value(report, at, &register, &unit)
+            });
+            Counter { meter: meter.clone(), register, unit, meters, newest }
+        }));
     }
     Ok(counters)
+}
+
+/// What a report says of a counter, if its clock was synchronised.
+fn value(report: &Report<String>, at: Moment, register: &Register, unit: &Unit) -> Option<Quarter> {
+    let of = |reading: &&Reading| reading.is_counted() && (&reading.register, &reading.unit) == (register, unit);
+    let reading = report.readings.iter().find(of).filter(|_| report.clock != Clock::Unsynchronised)?;
+    let at = reading.at.unwrap_or(at);
+    Some(Quarter { quarter: at.quarter(), at: at.millis(), value: reading.value })
 }
 
 /// Whose place each meter took, by its number. Nobody follows a meter that was first heard after it, so there is no circle; and only one follows
@@ -146,7 +171,8 @@ impl Counter {
         let begins = chain.iter().skip(1).filter_map(|ends| ends.iter().map(|&(_, first, _)| first).min());
         marks.extend(begins.flat_map(|begin| [begin, begin.saturating_add(1)]));
         let mut curve = Curve::default();
-        for ends in chain {
+        let count = chain.len();
+        for (index, ends) in chain.into_iter().enumerate() {
             let mut points = Vec::new();
             // A fall is known among values of equal decimals. Where decimals come and go, all are read.
             let mixed = ends.iter().zip(ends.iter().skip(1)).any(|((_, _, last), (_, first, _))| first <= last);
@@ -164,6 +190,10 @@ impl Counter {
             points.retain(|value| value.quarter < newest);
             points.sort_by_key(|value| (value.quarter, value.at));
             points.dedup_by_key(|value| value.quarter);
+            if index + 1 == count {
+                // What was read since the last quarter-hour began counts, too.
+                points.extend(self.newest.filter(|value| value.quarter < newest));
+            }
             let decimals = ends.iter().map(|(series, _, _)| series.scale).max().unwrap_or(0);
             let points = points.into_iter().filter_map(|value| {
                 Some(Point { at: Timestamp::from_millisecond(value.at).ok()?, value: value.value })

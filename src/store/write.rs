@@ -1,7 +1,7 @@
 //! A batch becomes rows.
 //!
 //! Enters: a batch, in a transaction that is begun. Leaves: its rows and what became of it. The order:
-//! what is new by the ledgers, the numbers of meters and layouts, what is there already, then each table.
+//! what is new by the ledgers, the numbers of meters and layouts, then each table, as far as it is new.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,7 +15,7 @@ use crate::{
     layout::{self, Layout, Layouts},
     moment::Moment,
     payload::{MOST_NAME, Message},
-    reading::{Clock, Info, Medium, Qualifiers, Reading, Report},
+    reading::{Clock, Info, Medium, Reading, Report},
 };
 
 /// Refused messages that are read again in one transaction: at 256 KiB each they are held in memory.
@@ -23,8 +23,8 @@ const REREAD: u32 = 100;
 /// Under this name a report says which meter it took the place of.
 const PREDECESSOR: &str = "predecessor";
 
-/// The batch in a transaction that is begun and not ended here. Nothing is remembered from batch to
-/// batch, so that there is nothing to undo.
+/// The batch in a transaction that is begun and not ended here. Nothing is remembered here from batch to
+/// batch, so that there is nothing to undo; what `tables` remember is theirs to forget.
 pub(super) async fn write(tables: &mut impl Tables, batch: &[Incoming]) -> Result<Committed, sqlx::Error> {
     let mut committed = Committed::default();
     let mut ledgers = Ledgers::load(tables, batch).await?;
@@ -185,8 +185,7 @@ async fn write_quarters<'b>(
     for (message, row) in messages {
         for reading in &message.report.readings {
             let Reading { register, value, unit, .. } = reading;
-            let now = reading.qualifiers == Qualifiers::default() && reading.suspect.is_none();
-            if now && register.is_cumulative() {
+            if reading.is_counted() {
                 let (register, unit, scale) = (register.as_str(), unit.as_str(), value.scale());
                 let at = reading.at.unwrap_or(row.at);
                 let rank = (message.report.clock == Clock::Unsynchronised, late(at));
