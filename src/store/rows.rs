@@ -3,7 +3,7 @@
 //! Enters: the columns of a row. Leaves: a report, a meter, a register's values, as they entered; or an error, where this program did
 //! not write the row.
 
-use super::{CLOCKS, Meter, Quarter, Series, Stored, unreadable};
+use super::{CLOCKS, Counts, Meter, Quarter, Series, Stored, unreadable};
 use crate::{
     layout::Layout,
     moment::Moment,
@@ -71,6 +71,12 @@ pub(super) fn series(meter: i64, columns: (i64, String, String, i64)) -> Result<
         unit: Unit::from_text(&unit).ok_or_else(wrong)?,
         scale: u8::try_from(scale).map_err(|_| wrong())?,
     })
+}
+
+/// How much a database holds from its columns: meters, messages, refused messages.
+pub(super) fn counts((meters, messages, refused): (i64, i64, i64)) -> Counts {
+    let [meters, messages, refused] = [meters, messages, refused].map(i64::unsigned_abs);
+    Counts { meters, messages, refused }
 }
 
 /// A quarter-hour of a series from its columns: its number, milliseconds behind its beginning, value.

@@ -175,10 +175,7 @@ impl store::Reader for Reader {
     async fn counts(&mut self) -> Result<Counts, StoreError> {
         let sql = "SELECT (SELECT count(*) FROM meter), (SELECT count(*) FROM message), (SELECT count(*) FROM refused)";
         let error = self.error();
-        let counts = query_as(sql).fetch_one(&mut self.connection).await;
-        let (meters, messages, refused): (i64, i64, i64) = counts.map_err(error)?;
-        let [meters, messages, refused] = [meters, messages, refused].map(i64::unsigned_abs);
-        Ok(Counts { meters, messages, refused })
+        query_as(sql).fetch_one(&mut self.connection).await.map(rows::counts).map_err(error)
     }
 
     async fn meters(&mut self) -> Result<Vec<Meter>, StoreError> {
