@@ -427,7 +427,7 @@ impl Role {
                 if self.shared.is_power_of_two() {
                     let (gateway, count) = (shown(&envelope.gateway), self.shared);
                     tracing::warn!(
-                        "two gateways have the id {gateway}: give each its own [gateway] id; SD cards are cloned                          (seen {count} times so far). The messages of both are stored"
+                        "two gateways have the id {gateway}: give each its own [gateway] id; SD cards are cloned (seen {count} times so far). The messages of both are stored"
                     );
                 }
             }
