@@ -156,8 +156,8 @@ pub(super) trait Tables: Send {
     /// The number of each of these layouts; new ones get a row.
     fn layouts(&mut self, texts: &[String]) -> impl Future<Output = Result<Vec<i64>, sqlx::Error>> + Send;
 
-    /// Writes the messages that are not there: no other of their meter and instant has the same readings. Returns which were written, in
-    /// their order. Remarks that are new get a row, and the span of those that are there grows.
+    /// Writes the messages that are not there: no other of their meter and instant has the same layout and values, which are the readings
+    /// and what the meter's own clock said. Returns which were written, in their order. Remarks that are new get a row, and the span of those that are there grows.
     fn insert_new(
         &mut self,
         messages: &mut [MessageRow],
