@@ -80,7 +80,7 @@ pub(super) async fn backup(arguments: Backup) -> Result<Outcome, Failure> {
     part.persist(file).map_err(|error| failed(error.error))?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    eprintln!("{}: {} bytes; {}", file.display(), size(file), told(&contents));
+    say!("{}: {} bytes; {}", file.display(), size(file), told(&contents));
     Ok(Outcome::Well)
 }
 
@@ -99,11 +99,11 @@ pub(super) async fn restore(arguments: Restore) -> Result<Outcome, Failure> {
         }
         error => Failure::world(error),
     })?;
-    eprintln!("{}: {}", path.display(), told(&contents));
+    say!("{}: {}", path.display(), told(&contents));
     if let Some(kept) = kept {
-        eprintln!("what stood there is kept as {}", kept.display());
+        say!("what stood there is kept as {}", kept.display());
     }
-    eprintln!("the gateways send what they still hold once the store runs");
+    say!("the gateways send what they still hold once the store runs");
     Ok(Outcome::Well)
 }
 

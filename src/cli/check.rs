@@ -42,23 +42,19 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         if let Address::Path(path) = &bus.port
             && std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_char_device())
         {
-            eprintln!(
-                "{}: {} is no serial device; `run` cannot read a bus there",
-                arguments.file.display(),
-                path.display()
-            );
+            say!("{}: {} is no serial device; `run` cannot read a bus there", arguments.file.display(), path.display());
         }
     }
     for file in config.p1.iter().filter_map(|port| port.key_file.as_deref()) {
         if let Err(error) = port::read_key(file) {
-            eprintln!("{}: {error}; without it `run` does not start here", arguments.file.display());
+            say!("{}: {error}; without it `run` does not start here", arguments.file.display());
         }
     }
     if let Err(error) = link::check(&config.mqtt) {
-        eprintln!("{}: {error}; without it `run` does not start here", arguments.file.display());
+        say!("{}: {error}; without it `run` does not start here", arguments.file.display());
     }
     for doubt in config.doubts() {
-        eprintln!("{}: {doubt}", arguments.file.display());
+        say!("{}: {doubt}", arguments.file.display());
     }
     match &config.mqtt.url {
         Some(url) => output.line(&format!("  broker: {url}"))?,
@@ -93,7 +89,7 @@ fn remark_missing(arguments: &Arguments, port: &Address) {
         && !path.exists()
     {
         let file = arguments.file.display();
-        eprintln!("{file}: there is no {} on this machine now; `run` waits for it", path.display());
+        say!("{file}: there is no {} on this machine now; `run` waits for it", path.display());
     }
 }
 
@@ -120,7 +116,7 @@ fn remark_journal(arguments: &Arguments, journal: &config::Journal) {
     if free.saturating_add(used) < journal.max_bytes {
         let (file, place) = (arguments.file.display(), folder.display());
         let (most, free) = (journal.max_bytes >> 20, free >> 20);
-        eprintln!(
+        say!(
             "{file}: [journal] max-bytes is {most} MiB, and {free} MiB are free where the journal {place} is: lower it, or the disk is \
              full before the oldest messages go"
         );
@@ -130,7 +126,7 @@ fn remark_journal(arguments: &Arguments, journal: &config::Journal) {
 fn remark_unwritable(arguments: &Arguments, what: &str, place: &Path, path: &Path, error: &io::Error) {
     let file = arguments.file.display();
     let owner = owner_of(path);
-    eprintln!(
+    say!(
         "{file}: the {what} {} cannot be written by this user: {}: {error}; it belongs to {owner}. `run` waits, or does not start, unless \
          its user may: look as that one (`sudo -u meterkast meterkast check {file}`), or choose another place",
         place.display(),

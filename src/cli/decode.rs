@@ -128,7 +128,7 @@ pub(super) fn read(
     let input = match Input::open(path) {
         Ok(input) => input,
         Err(error) => {
-            eprintln!("{name}: {error}");
+            say!("{name}: {error}");
             return Ok(Outcome::Partly);
         }
     };
@@ -178,10 +178,7 @@ impl Reading<'_, '_> {
                             self.end(at)?;
                             self.complaints = self.complaints.saturating_add(1);
                             let port = escape(chunk.port.as_bytes());
-                            eprintln!(
-                                "{}:{}: port {port}: the recorder missed {chunks} chunks here",
-                                self.file, place.line
-                            );
+                            say!("{}:{}: port {port}: the recorder missed {chunks} chunks here", self.file, place.line);
                         }
                         What::Bytes(_, bytes) => {
                             if let Some(port) = self.ports.get_mut(at) {
@@ -194,8 +191,8 @@ impl Reading<'_, '_> {
                 Err(trouble) => {
                     self.complaints = self.complaints.saturating_add(1);
                     match trouble {
-                        Trouble::Line(bad) => eprintln!("{}:{}: {}", self.file, bad.line, bad.reason),
-                        trouble => eprintln!("{}: {trouble}", self.file),
+                        Trouble::Line(bad) => say!("{}:{}: {}", self.file, bad.line, bad.reason),
+                        trouble => say!("{}: {trouble}", self.file),
                     }
                 }
             }
@@ -206,12 +203,12 @@ impl Reading<'_, '_> {
             nothing = self.finish(at)?;
         }
         if let Some((form, lines)) = input.form().filter(|(form, _)| *form != Form::Raw) {
-            eprintln!("{}: read as {}{}", self.file, form.name(), left_out(lines));
+            say!("{}: read as {}{}", self.file, form.name(), left_out(lines));
         }
         let sum = |count: fn(&Port) -> u64| self.ports.iter().map(count).fold(0u64, u64::saturating_add);
         let restored = sum(|port| port.restored);
         if restored > 0 {
-            eprintln!("{}: {}", self.file, other_line_ends(restored));
+            say!("{}: {}", self.file, other_line_ends(restored));
         }
         let (telegrams, rejected) = (sum(|port| port.telegrams), sum(|port| port.rejected));
         if self.complaints == 0 && telegrams == 0 && rejected == 0 {
@@ -220,7 +217,7 @@ impl Reading<'_, '_> {
                 Some(complaint) => complaint,
                 None => "is empty",
             };
-            eprintln!("{}: {complaint}", self.file);
+            say!("{}: {complaint}", self.file);
         }
         let well = telegrams > 0 && rejected == 0 && self.complaints == 0;
         Ok(if well { Outcome::Well } else { Outcome::Partly })
@@ -256,7 +253,7 @@ impl Reading<'_, '_> {
         port.base = doubt.skipped;
         if port.base > 0 {
             port.rejected = port.rejected.saturating_add(1);
-            eprintln!("{}:0: {} bytes that are neither of P1 nor of M-Bus", self.file, port.base);
+            say!("{}:0: {} bytes that are neither of P1 nor of M-Bus", self.file, port.base);
         }
         port.wire = wire;
     }
@@ -315,7 +312,7 @@ impl Reading<'_, '_> {
                     Some(Ok(piece)) => {
                         if piece.decoded.more_follow {
                             let place = place(&port.name, &port.lines, piece.offset.saturating_add(port.base));
-                            eprintln!("{}the meter has more telegrams, which are not here", place.in_file(self.file));
+                            say!("{}the meter has more telegrams, which are not here", place.in_file(self.file));
                         }
                         Ok((piece.offset, vec![piece.decoded.report], MBUS_PORT))
                     }
@@ -333,7 +330,7 @@ impl Reading<'_, '_> {
                 Err((offset, reason)) => {
                     port.rejected = port.rejected.saturating_add(1);
                     let place = place(&port.name, &port.lines, offset.saturating_add(port.base));
-                    eprintln!("{}{reason}", place.in_file(self.file));
+                    say!("{}{reason}", place.in_file(self.file));
                 }
             }
         }

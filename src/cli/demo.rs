@@ -111,12 +111,12 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
         daemon.broker.borrow().clone().ok_or_else(|| Failure::world("no free port for the broker on 127.0.0.1"))?;
     let end = arguments.seconds.map_or_else(|| "Ctrl-C ends it".to_owned(), |seconds| format!("ends in {seconds} s"));
     let url = StoreUrl::sqlite(&database);
-    eprintln!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second,");
-    eprintln!("and two heat meters and one for hot water on an M-Bus are read every ten seconds; {end}.");
-    eprintln!("  P1 port   {p1}");
-    eprintln!("  M-Bus     {mbus}");
-    eprintln!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
-    eprintln!("  database  {}    read: meterkast readings --store {url}", database.display());
+    say!("A virtual Dutch meter with gas, heat and hot water sends a DSMR 5 telegram each second,");
+    say!("and two heat meters and one for hot water on an M-Bus are read every ten seconds; {end}.");
+    say!("  P1 port   {p1}");
+    say!("  M-Bus     {mbus}");
+    say!("  broker    {broker}    watch: mosquitto_sub -p {} -v -t 'meterkast/#'", broker.port);
+    say!("  database  {}    read: meterkast readings --store {url}", database.display());
 
     // Kept until the daemon has stopped, or its last word would be that the bus is lost.
     let mut serving = pin!(simulate::serve(bus, wire, theirs));
@@ -130,7 +130,7 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     // What is on the wire still arrives.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let summary = daemon.stop().await;
-    eprintln!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
+    say!("{} messages accepted, {} confirmed by the store.", summary.messages, summary.acknowledged);
     let registers = readings::print(&url, arguments.format).await?;
     if arguments.history.is_some() {
         usage::by_month(&url, ZONE, arguments.format).await?;
@@ -146,10 +146,10 @@ pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
 fn tell_commands(url: &StoreUrl, household: &Household) {
     let meter = household.books().first().map(|book| book.meter.name(GATEWAY, "p1")).unwrap_or_default();
     let yesterday = household.moment().shifted(SignedDuration::from_hours(-24)).unwrap_or(household.moment());
-    eprintln!("The database stays. To paste:");
-    eprintln!("  meterkast usage --store {url} --by day --zone {ZONE}");
-    eprintln!("  meterkast readings --store {url} --at {yesterday}");
-    eprintln!("  meterkast export --store {url} --meter {meter} --from {yesterday}");
+    say!("The database stays. To paste:");
+    say!("  meterkast usage --store {url} --by day --zone {ZONE}");
+    say!("  meterkast readings --store {url} --at {yesterday}");
+    say!("  meterkast export --store {url} --meter {meter} --from {yesterday}");
 }
 
 /// The household: one with a little of everything, and a bus.
@@ -197,7 +197,7 @@ async fn live_until_now(
     let filled = filling.close().await?;
     let bytes = std::fs::metadata(database).map_or(0, |found| found.len());
     let (ms, kib) = (begin.elapsed().as_millis(), bytes / 1024);
-    eprintln!(
+    say!(
         "{} messages since {from} were put into the database in {}.{} s; it has {}.{} MiB.",
         filled.stored,
         ms / 1000,

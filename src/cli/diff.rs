@@ -90,7 +90,7 @@ pub(super) fn diff(arguments: &Arguments) -> Result<Outcome, Failure> {
     }
     output.finish()?;
     if pairs.is_empty() {
-        eprintln!("{}: no telegram to compare", arguments.before.display());
+        say!("{}: no telegram to compare", arguments.before.display());
         outcome = Outcome::Partly;
     }
     Ok(outcome)

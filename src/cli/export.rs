@@ -160,8 +160,8 @@ pub(super) async fn export(arguments: Arguments) -> Result<Outcome, Failure> {
     sink.finish().map_err(|error| out.failure(error))?;
     let named = out.complete()?;
     match (rows, named) {
-        (0, _) => eprintln!("no readings in {url} in that time"),
-        (rows, Some(file)) => eprintln!("{}: {rows} readings", file.display()),
+        (0, _) => say!("no readings in {url} in that time"),
+        (rows, Some(file)) => say!("{}: {rows} readings", file.display()),
         _ => {}
     }
     Ok(Outcome::Well)

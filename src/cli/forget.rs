@@ -43,34 +43,35 @@ pub(super) async fn forget(arguments: Arguments) -> Result<Outcome, Failure> {
     let name = escape(meter.name.as_bytes());
     let until = arguments.before.map_or_else(String::new, |before| format!(" from before {before}"));
     if before.is_some() && all == Forgotten::default() {
-        eprintln!("{name}: the store has nothing{until}");
+        say!("{name}: the store has nothing{until}");
         return Ok(Outcome::Well);
     }
-    eprintln!("{name} ({}, by {}){until}:", meter.medium.name(), escape(meter.gateway.as_bytes()));
-    eprintln!(
+    say!("{name} ({}, by {}){until}:", meter.medium.name(), escape(meter.gateway.as_bytes()));
+    say!(
         "  {} messages, {} registers at quarter-hours, {} texts, {} messages that could not be read",
-        all.messages, all.quarters, all.remarks, all.refused
+        all.messages,
+        all.quarters,
+        all.remarks,
+        all.refused
     );
     if before.is_none() {
-        eprintln!("  and the meter itself");
+        say!("  and the meter itself");
     }
-    eprintln!(
+    say!(
         "Kept: what backups have, and what gateways still hold in their journals. That these were delivered stays noted."
     );
     if before.is_none() && is_recent(&meter) {
-        eprintln!(
-            "It was heard within a day: what it sends from now on is stored again, unless its gateway leaves it out."
-        );
+        say!("It was heard within a day: what it sends from now on is stored again, unless its gateway leaves it out.");
     }
     if !arguments.yes && !agreed()? {
         return Err(Failure::world("nothing was deleted"));
     }
     let gone = delete(&mut *database, &meter, before, &all).await?;
-    eprintln!("{name}: {} messages and {} registers at quarter-hours are deleted", gone.messages, gone.quarters);
+    say!("{name}: {} messages and {} registers at quarter-hours are deleted", gone.messages, gone.quarters);
     if database.wipe().await.map_err(Failure::world)? {
         return Ok(Outcome::Well);
     }
-    eprintln!(
+    say!(
         "somebody who reads the database keeps deleted data in its write-ahead log; it goes when that has ended and the store is restarted"
     );
     Ok(Outcome::Partly)
@@ -112,8 +113,9 @@ fn agreed() -> Result<bool, Failure> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Failure::usage("nobody is there to be asked: --yes deletes without asking"));
     }
-    eprint!("Delete this for ever? [y/N] ");
-    io::stderr().flush()?;
+    let mut terminal = io::stderr();
+    write!(terminal, "Delete this for ever? [y/N] ")?;
+    terminal.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -115,7 +115,7 @@ impl Where {
         match bus.run(Job::read(target, timing)).await.map_err(Failure::world)? {
             mbus::Outcome::Readout(readout) => Ok(Some(readout)),
             mbus::Outcome::Failed(trouble) => {
-                eprintln!("{}: meter {target}: {trouble}", self.port);
+                say!("{}: meter {target}: {trouble}", self.port);
                 Ok(None)
             }
             _ => Ok(None),
@@ -138,9 +138,10 @@ impl Where {
                 return Ok(true);
             }
         }
-        eprintln!(
+        say!(
             "{}: several meters answer to {}: name one by KAM-12345678-1B-04, as `scan` prints it",
-            self.port, self.meter
+            self.port,
+            self.meter
         );
         Ok(false)
     }
@@ -151,7 +152,7 @@ impl Where {
         match bus.run(job).await.map_err(Failure::world)? {
             mbus::Outcome::Sent => Ok(true),
             mbus::Outcome::Failed(trouble) => {
-                eprintln!("{}: meter {}: {trouble}", self.port, self.meter);
+                say!("{}: meter {}: {trouble}", self.port, self.meter);
                 Ok(false)
             }
             _ => Ok(false),
@@ -180,7 +181,7 @@ async fn read(arguments: Read) -> Result<Outcome, Failure> {
                 decode::print(&report, arguments.format, &mut output)?;
             }
             Err(reason) => {
-                eprintln!("{}: meter {}: {reason}", place.port, place.meter);
+                say!("{}: meter {}: {reason}", place.port, place.meter);
                 return Ok(Outcome::Partly);
             }
         }
@@ -204,12 +205,12 @@ async fn set_address(arguments: SetAddress) -> Result<Outcome, Failure> {
     match bus.run(there).await.map_err(Failure::world)? {
         mbus::Outcome::Heard(Heard::Nobody) => {}
         mbus::Outcome::Heard(Heard::One(frame)) if who_sent(&frame) == who(&before) && who(&before) != NAMELESS => {
-            eprintln!("{}: {} has address {to} already", place.port, who(&before));
+            say!("{}: {} has address {to} already", place.port, who(&before));
             return Ok(Outcome::Well);
         }
         _ if arguments.force => {}
         _ => {
-            eprintln!("{}: somebody answers at address {to} already; --force sets it all the same", place.port);
+            say!("{}: somebody answers at address {to} already; --force sets it all the same", place.port);
             return Ok(Outcome::Partly);
         }
     }
@@ -221,10 +222,10 @@ async fn set_address(arguments: SetAddress) -> Result<Outcome, Failure> {
     };
     let (before, after) = (who(&before), who(&after));
     if before != after {
-        eprintln!("{}: {after} answers at address {to}, and {before} was meant", place.port);
+        say!("{}: {after} answers at address {to}, and {before} was meant", place.port);
         return Ok(Outcome::Partly);
     }
-    eprintln!("{}: {after} answers at address {to}", place.port);
+    say!("{}: {after} answers at address {to}", place.port);
     Ok(Outcome::Well)
 }
 
@@ -240,10 +241,10 @@ async fn set_baud(arguments: SetBaud) -> Result<Outcome, Failure> {
     }
     let timing = Timing { baud: to, ..place.timing() };
     let Some(readout) = place.readout(&mut bus, place.meter, timing).await? else {
-        eprintln!("{}: most meters go back to their old rate by themselves after some minutes", place.port);
+        say!("{}: most meters go back to their old rate by themselves after some minutes", place.port);
         return Ok(Outcome::Partly);
     };
-    eprintln!("{}: {} answers at {to} Bd; it needs baud = {to} in its [[mbus.meter]]", place.port, who(&readout));
+    say!("{}: {} answers at {to} Bd; it needs baud = {to} in its [[mbus.meter]]", place.port, who(&readout));
     Ok(Outcome::Well)
 }
 

@@ -3,6 +3,16 @@
 //! Enters: arguments. Leaves: data on standard output, everything else on standard error, and an exit
 //! code: 0 all well, 1 some input was rejected or a promise not met, 2 wrong usage or configuration.
 
+#![warn(clippy::print_stderr)]
+
+/// A line on standard error. Where nobody reads it, or the disk behind it is full, what is being done goes on all the same.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod backup;
 mod check;
 mod csv;
@@ -156,7 +166,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("meterkast: cannot start: {error}");
+            say!("meterkast: cannot start: {error}");
             return ExitCode::from(1);
         }
     };
@@ -189,7 +199,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Partly) => ExitCode::from(1),
         Err(failure) if failure.message.is_empty() => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("meterkast: {}", failure.message);
+            say!("meterkast: {}", failure.message);
             ExitCode::from(if failure.usage { 2 } else { 1 })
         }
     }
@@ -210,6 +220,8 @@ fn log_to_stderr(level: &str) {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false)
+        // It would be said on standard error, which is what failed, and a panic there ends the task that had something to say.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal());
     // systemd puts its own time on each line.
     if std::env::var_os("JOURNAL_STREAM").is_some() {

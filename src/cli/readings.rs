@@ -86,7 +86,7 @@ pub(super) async fn readings(arguments: Arguments) -> Result<Outcome, Failure> {
     };
     print_lines(&lines, arguments.at, arguments.format)?;
     if lines.is_empty() {
-        eprintln!("no readings in {url} at that moment");
+        say!("no readings in {url} at that moment");
     }
     Ok(Outcome::Well)
 }
@@ -98,7 +98,7 @@ pub(super) async fn print(url: &StoreUrl, format: RowFormat) -> Result<usize, Fa
     let lines = newest(&mut *reader, &meters).await?;
     print_lines(&lines, None, format)?;
     if lines.is_empty() {
-        eprintln!("no readings in {url}");
+        say!("no readings in {url}");
     }
     Ok(lines.len())
 }
@@ -165,7 +165,7 @@ async fn lines_at(reader: &mut dyn Reader, meters: &[Meter], at: Moment) -> Resu
     if let Some(first) = later.first() {
         let others = later.len().saturating_sub(1);
         let others = if others > 0 { format!(" and {others} more meters") } else { String::new() };
-        eprintln!("{first}{others}: nothing was read at or before {at}");
+        say!("{first}{others}: nothing was read at or before {at}");
     }
     Ok(lines)
 }
@@ -317,7 +317,7 @@ fn print_lines(lines: &[Line], at: Option<Moment>, format: RowFormat) -> Result<
                 output.line(&line)?;
             }
             output.finish()?;
-            eprintln!("AT THE MOMENT: what the counter showed at {at}");
+            say!("AT THE MOMENT: what the counter showed at {at}");
             Ok(())
         }
         (RowFormat::Csv, _) => csv(lines, at.is_some(), output).map_err(quiet_if_closed),

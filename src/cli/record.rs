@@ -165,11 +165,11 @@ pub(super) async fn record(arguments: Arguments) -> Result<Outcome, Failure> {
     // What came before a failure is kept.
     let finished = tokio::task::block_in_place(|| sink.finish()).map_err(failed);
     progress.finish_and_clear();
-    eprintln!("{shown}: {counts}");
+    say!("{shown}: {counts}");
     ended.and(finished)?;
     // A piece that is none at the beginning is no reason to complain: a recording begins anywhere.
     if counts.telegrams == 0 {
-        eprintln!("{shown}: no telegram was heard");
+        say!("{shown}: no telegram was heard");
         return Ok(Outcome::Partly);
     }
     Ok(Outcome::Well)
@@ -313,7 +313,7 @@ impl Recorded {
                 AskError::Refused(_) => Failure::usage(error),
                 _ => Failure::world(error),
             })?;
-            eprintln!("taps the daemon at {}; Ctrl-C ends it", path.display());
+            say!("taps the daemon at {}; Ctrl-C ends it", path.display());
             let (tapping, ports, reader) = (Some(tapping), arguments.ports.clone(), capture::Reader::new());
             return Ok(Self::Daemon { tapping, again: Instant::now(), path, ports, reader });
         };
@@ -337,7 +337,7 @@ impl Recorded {
             (Wire::Mbus, Some(master)) => {
                 let terminal = terminal()?;
                 link = Some(Link::new("--master", master.clone(), &terminal.2)?);
-                eprintln!("the master opens {}; Ctrl-C ends it", master.display());
+                say!("the master opens {}; Ctrl-C ends it", master.display());
                 tokio::spawn(stand_between(address.clone(), arguments.baud, (terminal.0, terminal.1), tap, tell));
             }
         }
@@ -352,11 +352,11 @@ impl Recorded {
                     next = heard.recv() => {
                         // What is left to say.
                         while next.is_none() && let Some(note) = notes.recv().await {
-                            progress.suspend(|| eprintln!("{note}"));
+                            progress.suspend(|| say!("{note}"));
                         }
                         return Ok(next.map(|heard| scribe.entry(heard)));
                     }
-                    Some(note) = notes.recv() => progress.suspend(|| eprintln!("{note}")),
+                    Some(note) = notes.recv() => progress.suspend(|| say!("{note}")),
                 }
             },
             Self::Daemon { tapping, again, path, ports, reader } => loop {
@@ -371,7 +371,7 @@ impl Recorded {
                         tokio::time::sleep_until(*again).await;
                         match control::ask_tap(path, ports).await {
                             Ok(open) => {
-                                progress.suspend(|| eprintln!("the daemon is back"));
+                                progress.suspend(|| say!("the daemon is back"));
                                 *tapping = Some(open);
                             }
                             Err(AskError::Refused(reason)) => return Err(Failure::world(reason)),
@@ -383,7 +383,7 @@ impl Recorded {
                 if let Ok(Some(bytes)) = bytes {
                     reader.push(&bytes);
                 } else {
-                    progress.suspend(|| eprintln!("the daemon has stopped; it is tapped again when it is back"));
+                    progress.suspend(|| say!("the daemon has stopped; it is tapped again when it is back"));
                     // A line that breaks off is no loss: its bytes were said to nobody.
                     (*tapping, *reader, *again) = (None, capture::Reader::new(), Instant::now() + RETRY);
                 }

@@ -460,24 +460,21 @@ impl Summary {
     fn tell(&self, meters: &BTreeMap<&'static str, BTreeSet<String>>, without: usize) {
         let media: Vec<String> = meters.iter().map(|(medium, names)| format!("{} {medium}", names.len())).collect();
         let count: usize = meters.values().map(BTreeSet::len).sum();
-        eprintln!("meters renamed: {count}{}", in_brackets(&media));
-        eprintln!("written: {} telegrams of P1, {} frames of M-Bus", self.telegrams, self.frames);
+        say!("meters renamed: {count}{}", in_brackets(&media));
+        say!("written: {} telegrams of P1, {} frames of M-Bus", self.telegrams, self.frames);
         if self.lines_left_out > 0 {
-            eprintln!(
-                "lines of P1 that nobody explains, left out: {} (--keep-unknown keeps them)",
-                self.lines_left_out
-            );
+            say!("lines of P1 that nobody explains, left out: {} (--keep-unknown keeps them)", self.lines_left_out);
         }
         if self.blanked > 0 {
-            eprintln!("data of M-Bus that nobody explains, zeroed: {} (--keep-unknown keeps it)", self.blanked);
+            say!("data of M-Bus that nobody explains, zeroed: {} (--keep-unknown keeps it)", self.blanked);
         }
         if without > 0 {
-            eprintln!("counters without an offset, because none fits their digits: {without}");
+            say!("counters without an offset, because none fits their digits: {without}");
         }
         let reasons: Vec<String> = self.left_out.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         if !reasons.is_empty() {
             let count: u64 = self.left_out.values().sum();
-            eprintln!("left out: {count}{}", in_brackets(&reasons));
+            say!("left out: {count}{}", in_brackets(&reasons));
         }
     }
 }
@@ -517,13 +514,13 @@ impl<'a> Redactor<'a> {
         *self.summary.left_out.entry(kind).or_default() += 1;
         self.told += 1;
         if self.told <= MOST_TOLD {
-            eprintln!("{}:{place}: left out: {text}", self.file);
+            say!("{}:{place}: left out: {text}", self.file);
         }
     }
 
     fn finish(self) -> Result<(), Failure> {
         if self.told > MOST_TOLD {
-            eprintln!("{}: and {} more", self.file, self.told - MOST_TOLD);
+            say!("{}: and {} more", self.file, self.told - MOST_TOLD);
         }
         Ok(())
     }
@@ -625,10 +622,10 @@ impl Visitor for Redactor<'_> {
 
     fn trouble(&mut self, kind: &'static str, text: String) {
         if kind == "log" {
-            eprintln!("{}: {text}", self.file);
+            say!("{}: {text}", self.file);
         } else {
             *self.summary.left_out.entry(kind).or_default() += 1;
-            eprintln!("{}: {text}", self.file);
+            say!("{}: {text}", self.file);
         }
     }
 
@@ -752,7 +749,7 @@ impl Sink {
             return io::stdout().flush().map_err(super::quiet_if_closed);
         };
         if self.is_empty {
-            eprintln!("{}: not written: nothing is left", path.display());
+            say!("{}: not written: nothing is left", path.display());
             return Ok(());
         }
         let failed = |error: io::Error| Failure::world(format!("{}: {error}", path.display()));

@@ -156,7 +156,7 @@ fn beside_a_daemon(config: &mut Config) -> Result<(), Failure> {
              ([mqtt] listen = \"127.0.0.1:0\" is a free one)"
         )));
     }
-    eprintln!("the daemon that writes {url} runs: what is replayed goes through its broker, {listen}");
+    say!("the daemon that writes {url} runs: what is replayed goes through its broker, {listen}");
     let id = store.id.clone();
     config.journal.stores.get_or_insert_with(|| vec![id]);
     config.store = None;
@@ -203,7 +203,7 @@ async fn send_and_wait(arguments: &Arguments) -> Result<Outcome, Failure> {
     if config.mqtt.url.is_none()
         && let Some(broker) = daemon.broker.borrow().as_ref()
     {
-        eprintln!("broker: {broker}");
+        say!("broker: {broker}");
     }
     let failed = arguments.files.len().saturating_sub(found.len()) as u64;
     let mut counts = Counts { failed, ..Counts::default() };
@@ -240,7 +240,7 @@ async fn send_and_wait(arguments: &Arguments) -> Result<Outcome, Failure> {
     counts.tell(&arguments.ports);
     if acknowledged < summary.messages {
         let missing = summary.messages.saturating_sub(acknowledged);
-        eprintln!(
+        say!(
             "meterkast: {missing} messages were not confirmed by store {store} within {} s: is it running?",
             PATIENCE.as_secs()
         );
@@ -318,14 +318,14 @@ impl Counts {
     /// `ports`: those that were asked for.
     fn tell(&self, ports: &[String]) {
         if self.restored > 0 {
-            eprintln!("{}", super::decode::other_line_ends(self.restored));
+            say!("{}", super::decode::other_line_ends(self.restored));
         }
         if self.outside > 0 {
-            eprintln!("{} telegrams are not of that time, and were left out", self.outside);
+            say!("{} telegrams are not of that time, and were left out", self.outside);
         }
         if self.telegrams == 0 && self.rejected == 0 && self.failed == 0 && self.outside == 0 {
             let of = if ports.is_empty() { String::new() } else { format!(", of port {}", ports.join(" or ")) };
-            eprintln!("meterkast: neither a P1 telegram nor an M-Bus answer in what was to be replayed{of}");
+            say!("meterkast: neither a P1 telegram nor an M-Bus answer in what was to be replayed{of}");
         }
     }
 
@@ -386,7 +386,7 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| say!("{text}"));
     }
 
     fn finish(&self) {

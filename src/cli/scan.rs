@@ -123,10 +123,10 @@ fn list_ports() -> Result<Outcome, Failure> {
     }
     output.finish()?;
     if found.is_empty() {
-        eprintln!("No serial port is here: is the adapter plugged in?");
+        say!("No serial port is here: is the adapter plugged in?");
         return Ok(Outcome::Partly);
     }
-    eprintln!("Name what hangs there: meterkast scan --p1 PORT, or meterkast scan --mbus PORT");
+    say!("Name what hangs there: meterkast scan --p1 PORT, or meterkast scan --mbus PORT");
     Ok(Outcome::Well)
 }
 
@@ -134,7 +134,7 @@ fn list_ports() -> Result<Outcome, Failure> {
 async fn listen(port: &Address) -> Result<Option<String>, Failure> {
     /// Both line settings, each for longer than the slowest meters take.
     const PATIENCE: Duration = Duration::from_secs(60);
-    eprintln!("{port}: listens for a telegram, for {} s at most", PATIENCE.as_secs());
+    say!("{port}: listens for a telegram, for {} s at most", PATIENCE.as_secs());
     let (out, mut gathered) = mpsc::channel(16);
     let source = collect::Source {
         name: "p1".into(),
@@ -153,10 +153,10 @@ async fn listen(port: &Address) -> Result<Option<String>, Failure> {
             match what {
                 What::Telegram { reports, .. } => return Some(reports),
                 What::Lost(error) => {
-                    eprintln!("{error}");
+                    say!("{error}");
                     return None;
                 }
-                What::Rejected(rejected) => eprintln!("{port}: {rejected}"),
+                What::Rejected(rejected) => say!("{port}: {rejected}"),
                 What::Ended => return None,
                 _ => {}
             }
@@ -169,7 +169,7 @@ async fn listen(port: &Address) -> Result<Option<String>, Failure> {
     };
     reading.abort();
     let Some(reports) = reports else {
-        eprintln!("{port}: no telegram came; is it a P1 port, and does the cable ask for data (request line)?");
+        say!("{port}: no telegram came; is it a P1 port, and does the cable ask for data (request line)?");
         return Ok(None);
     };
     let mut output = Output::new();
@@ -224,15 +224,15 @@ async fn search(port: &Address, arguments: &Arguments) -> Result<Option<String>,
         if !found.meters.is_empty() || !complete {
             break;
         }
-        eprintln!("{port} at {baud} Bd: nobody answers");
+        say!("{port} at {baud} Bd: nobody answers");
     }
     if bus.has_echo() {
-        eprintln!("{port}: the converter sends back what it is sent; that is left out");
+        say!("{port}: the converter sends back what it is sent; that is left out");
     }
-    eprintln!("{port}: {} found with {} requests", meters(found.meters.len()), bus.requests());
+    say!("{port}: {} found with {} requests", meters(found.meters.len()), bus.requests());
     let Some((baud, _)) = found.meters.first() else {
         if complete {
-            eprintln!("{port}: check wiring and supply of the converter, and --timeout: some meters need 2s");
+            say!("{port}: check wiring and supply of the converter, and --timeout: some meters need 2s");
         }
         return Ok(None);
     };
@@ -291,7 +291,7 @@ async fn run(bus: &mut Bus, mut search: Search, what: &str, baud: u32, found: &m
         bar.set_style(style);
     }
     if !terminal {
-        eprintln!("{what}: searching");
+        say!("{what}: searching");
     }
     let mut told = 0;
     while let Some(job) = search.next_job() {
@@ -302,7 +302,7 @@ async fn run(bus: &mut Bus, mut search: Search, what: &str, baud: u32, found: &m
                 stop?;
                 bar.finish_and_clear();
                 let left = search.unsearched().unwrap_or_else(|| "nothing".to_owned());
-                eprintln!("{what}: ended early; not searched: {left}");
+                say!("{what}: ended early; not searched: {left}");
                 return Ok(false);
             }
         };
@@ -311,7 +311,7 @@ async fn run(bus: &mut Bus, mut search: Search, what: &str, baud: u32, found: &m
             Err(error) => {
                 bar.finish_and_clear();
                 let left = search.unsearched().unwrap_or_else(|| "nothing".to_owned());
-                eprintln!("{error}\n{what}: not searched: {left}");
+                say!("{error}\n{what}: not searched: {left}");
                 return Ok(false);
             }
         };
@@ -320,7 +320,7 @@ async fn run(bus: &mut Bus, mut search: Search, what: &str, baud: u32, found: &m
         bar.set_message(format!("{what}: {asked}, {} requests", bus.requests()));
         if !terminal && search.progress() / 100 > told {
             told = search.progress() / 100;
-            eprintln!("{what}: {} %, {} requests", told.saturating_mul(10), bus.requests());
+            say!("{what}: {} %, {} requests", told.saturating_mul(10), bus.requests());
         }
         while let Some(finding) = search.poll_finding() {
             tell(&bar, &finding, baud, found)?;
@@ -342,7 +342,7 @@ fn tell(bar: &ProgressBar, finding: &Finding, baud: u32, found: &mut Found) -> R
     }
     let Finding::Meter(meter) = finding else {
         let text = finding.to_string();
-        bar.suspend(|| eprintln!("{text}"));
+        bar.suspend(|| say!("{text}"));
         return Ok(());
     };
     if found.meters.iter().any(|(_, other)| bus::is_same(other, meter)) {

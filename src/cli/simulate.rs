@@ -164,7 +164,7 @@ async fn serve_p1(arguments: P1) -> Result<Outcome, Failure> {
     let _link = arguments.link.map(|link| Link::new("--link", link, &path)).transpose()?;
     let period = dialect.period();
     let times = if arguments.speed > 1 { format!(", {} times as fast", arguments.speed) } else { String::new() };
-    eprintln!("A telegram every {period} s{times} on {path}; Ctrl-C ends it.");
+    say!("A telegram every {period} s{times} on {path}; Ctrl-C ends it.");
     let send = async {
         // Ticks that were missed are made up for, so that their number is the time.
         let mut due = tokio::time::interval(Duration::from_secs(period.into()) / arguments.speed);
@@ -202,10 +202,10 @@ async fn serve_bus(arguments: Mbus) -> Result<Outcome, Failure> {
     let (stream, theirs, path) = terminal()?;
     let _link = arguments.link.map(|link| Link::new("--link", link, &path)).transpose()?;
     let meters = if bus.slaves().len() == 1 { "1 meter".to_owned() } else { format!("{} meters", bus.slaves().len()) };
-    eprintln!("{meters} on {path}; Ctrl-C ends it.");
+    say!("{meters} on {path}; Ctrl-C ends it.");
     for slave in bus.slaves() {
         let rate = slave.description.baud.map_or(String::new(), |baud| format!(" at {baud} Bd"));
-        eprintln!("  {:>3}  {}{rate}", slave.description.address, slave.secondary());
+        say!("  {:>3}  {}{rate}", slave.description.address, slave.secondary());
     }
     tokio::select! {
         served = serve(bus, stream, theirs) => served?,
@@ -286,7 +286,7 @@ fn record(arguments: &Recorded, mut tape: Tape, progress: &ProgressBar) -> Resul
     sink.finish().map_err(|error| unwritten(&arguments.out, error))?;
     let damaged = tape.damaged();
     let damaged = if damaged > 0 { format!(", {damaged} more or of them damaged or silent") } else { String::new() };
-    progress.suspend(|| eprintln!("{telegrams} telegrams{damaged}; {others} pieces of what went over the bus"));
+    progress.suspend(|| say!("{telegrams} telegrams{damaged}; {others} pieces of what went over the bus"));
     Ok(tape)
 }
 

@@ -84,7 +84,7 @@ pub(super) async fn status(arguments: Arguments) -> Result<Outcome, Failure> {
     }
     output.finish()?;
     for problem in &problems {
-        eprintln!("{problem}");
+        say!("{problem}");
     }
     Ok(if problems.is_empty() { Outcome::Well } else { Outcome::Partly })
 }

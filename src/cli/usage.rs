@@ -146,7 +146,7 @@ async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
     }
     printer.finish()?;
     if !any {
-        eprintln!("nothing was counted in {url} in that time");
+        say!("nothing was counted in {url} in that time");
     }
     Ok(Outcome::Well)
 }
@@ -162,9 +162,7 @@ fn zone(name: Option<&str>) -> Result<TimeZone, Failure> {
     match TimeZone::try_system() {
         Ok(zone) if !zone.is_unknown() => Ok(zone),
         _ => {
-            eprintln!(
-                "neither TZ nor /etc/localtime says which zone this is: days and hours are those of UTC (--zone)"
-            );
+            say!("neither TZ nor /etc/localtime says which zone this is: days and hours are those of UTC (--zone)");
             Ok(TimeZone::UTC)
         }
     }

@@ -65,7 +65,7 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Outcome, Failure> {
             player.progress.finish();
             played?;
             if player.missed > 0 {
-                eprintln!("{} bytes were not read in time, and left out", player.missed);
+                say!("{} bytes were not read in time, and left out", player.missed);
             }
             let bytes = player.bytes;
             let mut output = Output::new();
@@ -170,11 +170,11 @@ fn keep(
             }
         }
         Next::Trouble(Trouble::Line(bad)) => {
-            eprintln!("{file}:{}: {}", bad.line, bad.reason);
+            say!("{file}:{}: {}", bad.line, bad.reason);
             return Ok(());
         }
         Next::Trouble(trouble) => {
-            eprintln!("{file}: {trouble}");
+            say!("{file}: {trouble}");
             return Ok(());
         }
         _ => return Ok(()),
@@ -258,11 +258,11 @@ fn other_port(one: &str, other: &str) -> Failure {
 
 /// Answers a master for as long as there is one, or until Ctrl-C.
 async fn answer(arguments: &Arguments, mut slaves: Slaves) -> Result<Outcome, Failure> {
-    eprintln!("a bus with {} recorded answers", slaves.len());
+    say!("a bus with {} recorded answers", slaves.len());
     let served = async {
         if arguments.is_to_terminal() {
             let (mut terminal, _link) = Terminal::open(arguments.link.as_deref())?;
-            eprintln!("a master opens {}; Ctrl-C ends it.", terminal.name);
+            say!("a master opens {}; Ctrl-C ends it.", terminal.name);
             let mut buffer = [0u8; 1024];
             loop {
                 let Ok(count @ 1..) = AsyncReadExt::read(&mut terminal.ours, &mut buffer).await else {
@@ -307,7 +307,7 @@ async fn listen(arguments: &Arguments) -> Result<TcpListener, Failure> {
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(|error| Failure::world(format!("--tcp-listen {address}: {error}")))?;
     let at = listener.local_addr().map_or_else(|_| address.to_string(), |at| at.to_string());
-    eprintln!("listens at tcp://{at}; Ctrl-C ends it.");
+    say!("listens at tcp://{at}; Ctrl-C ends it.");
     Ok(listener)
 }
 
@@ -431,7 +431,7 @@ impl Player<'_> {
         let arguments = self.arguments;
         if arguments.is_to_terminal() {
             let (mut terminal, _link) = Terminal::open(arguments.link.as_deref())?;
-            eprintln!("{}: plays when it is opened; Ctrl-C ends it.", terminal.name);
+            say!("{}: plays when it is opened; Ctrl-C ends it.", terminal.name);
             let played = async {
                 terminal.opened().await?;
                 self.all(first, &mut Ear::Terminal(&mut terminal)).await?;
