@@ -295,7 +295,7 @@ impl Role {
     fn hear_message(&mut self, topic: &str, payload: &Bytes) {
         // Another store of this database ended; its last word, or its last will, was for all of us.
         if topic == self.status_topic {
-            if payload == "offline" && self.trouble.is_none() {
+            if payload == "offline" && !self.is_down() {
                 self.say_online();
                 // Or they would send again what they know to be stored.
                 self.greetings.extend(self.lives.names().cloned());
@@ -331,13 +331,18 @@ impl Role {
             self.commands
                 .push_back(Command::Subscribe(vec![self.status_topic.clone(), format!("{}/+", self.health_topic)]));
             // The others take what comes until the database works.
-            if self.trouble.as_ref().is_some_and(|trouble| trouble.of_all) {
+            if self.is_down() {
                 return;
             }
         }
         // In this order: a gateway that hears `online` sends at once.
         self.subscribe();
         self.say_online();
+    }
+
+    /// Whether nothing can be stored.
+    fn is_down(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.of_all)
     }
 
     /// Whether others may write the database.
@@ -502,11 +507,15 @@ impl Role {
         } else if self.trouble.as_ref().map(|trouble| &trouble.text) != Some(&text) {
             tracing::error!("store: {text}; {meanwhile}");
         }
-        let since = self.trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
-        let of_all = error.refusal().is_none();
+        let (was_down, of_all) = (self.is_down(), error.refusal().is_none());
+        // A message that waits alone, perhaps for days, is another trouble than that of a server which restarts now.
+        let same = self.trouble.as_ref().filter(|trouble| trouble.of_all == of_all);
+        let since = same.map_or_else(Instant::now, |trouble| trouble.since);
         self.trouble = Some(Ailment { text, since, of_all });
         if self.is_shared() && self.subscribed && of_all && since.elapsed() >= STEP_ASIDE {
             self.step_aside();
+        } else if was_down && !of_all {
+            self.take_again();
         }
         self.say_what_it_does();
         self.health.changed = true;
@@ -581,7 +590,11 @@ impl Role {
         tracing::info!("store: committing again");
         self.say_what_it_does();
         self.health.changed = true;
-        // What was declined comes again at once when the gateways hear this.
+        self.take_again();
+    }
+
+    /// What was declined comes again at once when the gateways hear this.
+    fn take_again(&mut self) {
         if self.connected {
             self.subscribe();
         }

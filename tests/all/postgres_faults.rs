@@ -448,3 +448,29 @@ fn open_to_all(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
 }
+
+#[tokio::test]
+async fn a_message_that_waits_alone_keeps_nobody_aside() {
+    let mut house = House::new(47, Postgres::start()).await;
+    let store = house.store_that_works().await;
+    house.telegrams(2).await;
+    house.is_stored().await;
+    let alter = |house: &House, what: &str| drop(house.server.sql(&house.database, &format!("ALTER TABLE {what}")));
+    alter(&house, "message ADD CONSTRAINT strange CHECK (at <> '2026-11-21 20:03:00+01')");
+    alter(&house, "refused ADD CONSTRAINT closed CHECK (false) NOT VALID");
+    house.telegrams(3).await;
+    store.says("; it waits, and everything else is stored").await;
+    house.server.stop();
+    store.says("leaves what comes to the other stores").await;
+    house.server.begin();
+    house.telegrams(3).await;
+    let all_but_one = house.meter.messages() as u64 - 1;
+    until("everything else is stored", async || {
+        (crate::parts::counts_at(&house.url()).await?.messages == all_but_one).then_some(())
+    })
+    .await;
+    assert_eq!(house.client.under("_stores/main/status").pop().unwrap().payload, "online");
+    alter(&house, "message DROP CONSTRAINT strange");
+    house.is_stored().await;
+    house.database_is("ok").await;
+}
