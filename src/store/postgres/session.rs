@@ -1,8 +1,8 @@
 //! A connection, and what need not be asked again: most messages of a meter repeat what the one before said of everything but the values.
 //!
 //! Enters: what the tables said. Leaves: the same to later transactions, without a question. It stays true because stores only add to the
-//! tables: what else deletes from them waits until no store is within a transaction, and counts `store.deleted` up, at which all is
-//! asked anew. So it is after a transaction that was taken back.
+//! tables: what else deletes from them waits until no store is within a transaction, and counts `store.deleted` up. Whenever the row of
+//! `store` was written anew, by that or with a backup that was put back, all is asked anew. So it is after a transaction that was taken back.
 
 use std::collections::HashMap;
 
@@ -26,8 +26,8 @@ const NOTED: i64 = 900_000;
 pub(super) struct Session {
     pub(super) connection: PgConnection,
     pub(super) memory: Memory,
-    /// `store.deleted` when the memory began.
-    deleted: i64,
+    /// The transaction that had written the row of `store` when the memory began.
+    written: i64,
 }
 
 /// What is known of the tables.
@@ -83,7 +83,7 @@ impl KnownMeter {
 
 impl Session {
     pub(super) fn new(connection: PgConnection) -> Self {
-        Self { connection, memory: Memory::default(), deleted: 0 }
+        Self { connection, memory: Memory::default(), written: 0 }
     }
 
     /// Begins a transaction that writes what was heard.
@@ -91,10 +91,11 @@ impl Session {
         // Rows that were waited for are read as they are then, whatever the server's default.
         let sql = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared({MEMORY_LOCK})");
         raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut self.connection).await?;
-        let deleted =
-            query_scalar("SELECT deleted FROM store").fetch_optional(&mut self.connection).await?.unwrap_or(0);
-        if deleted != self.deleted {
-            (self.memory, self.deleted) = (Memory::default(), deleted);
+        // The count alone would come back with a backup, and numbers of meters and layouts with it that mean others soon.
+        let written = query_scalar("SELECT xmin::text::bigint FROM store").fetch_optional(&mut self.connection).await?;
+        let written = written.unwrap_or(0);
+        if written != self.written {
+            (self.memory, self.written) = (Memory::default(), written);
         }
         self.memory.bound();
         Ok(())

@@ -14,6 +14,7 @@ use crate::{
         Counts, Quarters, Reader as _,
         story::{START, batch, counts, message, refused},
     },
+    unit::Unit,
 };
 
 fn url(text: &str) -> PostgresUrl {
@@ -192,6 +193,41 @@ async fn a_batch_is_written_whole_or_not_at_all() {
     assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 300, refused: 1 });
     // What was made in what was taken back is not remembered.
     assert_eq!(sql(&name, "SELECT count(*) FROM quarter_hour"), ["300"]);
+}
+
+#[tokio::test]
+async fn what_a_backup_brings_back_is_asked_anew_by_a_store_that_runs() {
+    let (name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    let said = |seq: u64, meter: &str| {
+        let mut said = message(seq, 10 * seq.cast_signed(), &format!("{seq}.000"));
+        said.report.meter = meter.into();
+        said.report.info = vec![("text".into(), format!("of {meter}").into())];
+        said.report.readings[0].unit = Unit::from_text(meter).unwrap();
+        batch([said])
+    };
+    let tables =
+        ["store", "meter", "layout", "remark", "message", "series", "quarter", "fall", "ledger", "refused", "size"];
+    store.commit(&said(1, "E1")).await.unwrap();
+    let keep = tables.map(|table| format!("CREATE TABLE kept.{table} AS TABLE {table};")).concat();
+    sql(&name, &format!("CREATE SCHEMA kept; {keep}"));
+    store.commit(&said(2, "E2")).await.unwrap();
+    let back = tables
+        .map(|table| format!("TRUNCATE {table}; INSERT INTO {table} OVERRIDING SYSTEM VALUE TABLE kept.{table};"));
+    let numbers = ["meter", "layout", "remark", "series"]
+        .map(|table| format!("SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table};"));
+    sql(&name, &[back.concat(), numbers.concat()].concat());
+    // The same generation, and numbers that were given to E2 are given to E3.
+    store.commit(&said(3, "E3")).await.unwrap();
+    store.commit(&said(4, "E2")).await.unwrap();
+    let readings = Reader::open(&url).await.unwrap().readings(None).await.unwrap();
+    let said = [(1, "E1"), (4, "E2"), (3, "E3")].map(|(seq, meter)| match said(seq, meter).remove(0) {
+        Incoming::Message(message) => (message.report, message.received_at),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(readings, said);
+    let shown = "SELECT concat_ws(' ', meter, value, unit) FROM quarter_hour ORDER BY meter";
+    assert_eq!(sql(&name, shown), ["E1 1.000 E1", "E2 4.000 E2", "E3 3.000 E3"]);
 }
 
 #[tokio::test]
