@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use smol_str::SmolStr;
 use sqlx::{PgConnection, query_scalar, raw_sql};
 
 use crate::store::tables::{MeterRow, QuarterRow, RemarkRow, SeriesRow};
@@ -13,8 +14,9 @@ use crate::store::tables::{MeterRow, QuarterRow, RemarkRow, SeriesRow};
 /// Stores hold this lock together, each as long as its transaction lasts; who deletes what they remember holds it alone.
 const MEMORY_LOCK: i64 = 0x6d65_7465_726b_6d65;
 
-/// Most meters, layouts and series that are remembered.
+/// Most meters, layouts and series that are remembered, and bytes of the texts of layouts and remarks.
 const REMEMBERED: usize = 100_000;
+const REMEMBERED_BYTES: usize = 64 * 1024 * 1024;
 /// Most remarks of one meter that are, and the longest.
 const REMARKS: usize = 8;
 const LONGEST_REMARK: usize = 4096;
@@ -35,11 +37,12 @@ pub(super) struct Session {
 pub(super) struct Memory {
     meters: HashMap<String, KnownMeter>,
     /// Layouts by their text.
-    pub(super) layouts: HashMap<String, i64>,
+    layouts: HashMap<String, i64>,
     /// Remarks by meter, the newest last.
     remarks: HashMap<i64, Vec<KnownRemark>>,
-    /// Series by meter: register, unit, decimals, number.
-    series: HashMap<i64, Vec<(String, String, u8, i64)>>,
+    /// Bytes of layouts and remarks that were kept, those that have gone since included.
+    bytes: usize,
+    series: HashMap<KnownSeries, i64>,
     /// A quarter-hour of each series whose value is at least as good as this rank.
     quarters: HashMap<i64, (i64, (bool, i64))>,
 }
@@ -57,6 +60,9 @@ pub(super) struct KnownMeter {
     /// When it was heard last.
     latest: i64,
 }
+
+/// Meter, register, unit, decimals: whoever can publish may invent any number of them for one meter.
+type KnownSeries = (i64, SmolStr, SmolStr, u8);
 
 struct KnownRemark {
     id: i64,
@@ -115,9 +121,9 @@ pub(super) fn noted_until(last_at: i64) -> i64 {
 
 impl Memory {
     fn bound(&mut self) {
-        let Self { meters, layouts, remarks, series, quarters } = self;
+        let Self { meters, layouts, remarks, bytes, series, quarters } = self;
         let lengths = [meters.len(), layouts.len(), remarks.len(), series.len(), quarters.len()];
-        if lengths.into_iter().any(|length| length > REMEMBERED) {
+        if *bytes > REMEMBERED_BYTES || lengths.into_iter().any(|length| length > REMEMBERED) {
             *self = Self::default();
         }
     }
@@ -160,6 +166,15 @@ impl Memory {
         }
     }
 
+    pub(super) fn layout(&self, text: &str) -> Option<i64> {
+        self.layouts.get(text).copied()
+    }
+
+    pub(super) fn keep_layout(&mut self, text: String, id: i64) {
+        self.bytes = self.bytes.saturating_add(text.len());
+        self.layouts.insert(text, id);
+    }
+
     fn known_remark(&self, meter: i64, content: &str) -> Option<&KnownRemark> {
         self.remarks.get(&meter)?.iter().find(|known| known.content == content)
     }
@@ -192,21 +207,16 @@ impl Memory {
         } else if remarks.len() >= REMARKS {
             remarks.remove(0);
         }
+        self.bytes = self.bytes.saturating_add(known.content.len());
         remarks.push(known);
     }
 
     pub(super) fn series(&self, row: &SeriesRow<'_>) -> Option<i64> {
-        let mut all = self.series.get(&row.meter)?.iter();
-        let same = all
-            .find(|(register, unit, scale, _)| (&**register, &**unit, *scale) == (row.register, row.unit, row.scale));
-        same.map(|(.., id)| *id)
+        self.series.get(&known_series(row)).copied()
     }
 
     pub(super) fn keep_series(&mut self, row: &SeriesRow<'_>, id: i64) {
-        let series = self.series.entry(row.meter).or_default();
-        if series.len() < REMEMBERED {
-            series.push((row.register.to_owned(), row.unit.to_owned(), row.scale, id));
-        }
+        self.series.insert(known_series(row), id);
     }
 
     /// Whether a quarter-hour's value is at least as good as this.
@@ -218,6 +228,10 @@ impl Memory {
     pub(super) fn keep_quarter(&mut self, row: &QuarterRow) {
         self.quarters.insert(row.series, (row.quarter, rank_of(row)));
     }
+}
+
+fn known_series(row: &SeriesRow<'_>) -> KnownSeries {
+    (row.meter, row.register.into(), row.unit.into(), row.scale)
 }
 
 fn rank_of(row: &QuarterRow) -> (bool, i64) {
@@ -284,5 +298,37 @@ mod tests {
         memory.keep_remark(&row(&"x".repeat(LONGEST_REMARK + 1), 0, 0), 6);
         assert!(memory.has_remark(1, "b"), "one that is not kept drives none out");
         assert_eq!([noted_until(0), noted_until(-1), noted_until(NOTED)], [NOTED - 1, -1, 2 * NOTED - 1]);
+    }
+
+    #[test]
+    fn whoever_invents_registers_and_layouts_is_forgotten_and_refused_nothing() {
+        let units: Vec<String> = (0..=REMEMBERED).map(|unit| format!("{unit:x}")).collect();
+        let row = |unit| SeriesRow { meter: 1, register: "volume", unit, scale: 3 };
+        let mut memory = Memory::default();
+        for (unit, id) in units.iter().zip(1..) {
+            memory.keep_series(&row(unit), id);
+        }
+        // Within a transaction all of them are needed, and found in no more time than one.
+        for (unit, id) in units.iter().zip(1..) {
+            assert_eq!(memory.series(&row(unit)), Some(id));
+        }
+        memory.bound();
+        assert!(memory.series.is_empty());
+
+        let text = |id: i64| format!("{id:050000}");
+        let kept = |memory: &Memory| memory.layouts.len();
+        for id in 1..=2000 {
+            memory.keep_layout(text(id), id);
+            assert_eq!(memory.layout(&text(id)), Some(id));
+            memory.bound();
+            assert!(kept(&memory) <= REMEMBERED_BYTES / 50_000 + 1, "{}", kept(&memory));
+        }
+        memory = Memory::default();
+        for meter in 1..=20_000 {
+            let content = "x".repeat(LONGEST_REMARK);
+            memory.keep_remark(&RemarkRow { meter, content: &content, first_at: 0, last_at: 0 }, meter);
+            memory.bound();
+        }
+        assert!(memory.remarks.len() <= REMEMBERED_BYTES / LONGEST_REMARK, "{}", memory.remarks.len());
     }
 }

@@ -292,7 +292,7 @@ impl Tables for Session {
     }
 
     async fn layouts(&mut self, texts: &[String]) -> Result<Vec<i64>, sqlx::Error> {
-        let unknown: BTreeSet<&String> = texts.iter().filter(|text| !self.memory.layouts.contains_key(*text)).collect();
+        let unknown: BTreeSet<&String> = texts.iter().filter(|text| self.memory.layout(text).is_none()).collect();
         if !unknown.is_empty() {
             let unknown: Vec<&String> = unknown.into_iter().collect();
             // Sorted by what they come in the order of in every store.
@@ -303,10 +303,11 @@ impl Tables for Session {
             let select = "SELECT spec, id FROM layout
                 WHERE digest IN (SELECT sha256(convert_to(text, 'UTF8')) FROM unnest($1::text[]) AS text)";
             let rows: Vec<(String, i64)> = query_as(select).bind(unknown).fetch_all(&mut self.connection).await?;
-            self.memory.layouts.extend(rows);
+            for (spec, id) in rows {
+                self.memory.keep_layout(spec, id);
+            }
         }
-        let ids = texts.iter().map(|text| self.memory.layouts.get(text).copied().ok_or(sqlx::Error::RowNotFound));
-        ids.collect()
+        texts.iter().map(|text| self.memory.layout(text).ok_or(sqlx::Error::RowNotFound)).collect()
     }
 
     async fn insert_new(&mut self, messages: &mut [MessageRow]) -> Result<Vec<bool>, sqlx::Error> {
