@@ -104,11 +104,14 @@ impl Session {
         Ok(())
     }
 
-    /// Writes messages, no two of one meter and instant. Returns those whose place was not taken by another store meanwhile.
-    async fn insert_messages(&mut self, messages: &[&mut MessageRow]) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
+    /// Writes messages. Returns the keys and places of those whose place was not taken by another store meanwhile.
+    async fn insert_messages(
+        &mut self,
+        messages: &[&mut MessageRow],
+    ) -> Result<HashSet<((i64, i64), i64)>, sqlx::Error> {
         // Sorted, because two stores may write the same; and a meter's messages then stand together.
         let mut messages: Vec<&MessageRow> = messages.iter().map(|message| &**message).collect();
-        messages.sort_unstable_by_key(|message| message.key());
+        messages.sort_unstable_by_key(|message| (message.key(), message.n));
         // The values of all messages are one array, of which each takes its part: a list of lists of different lengths has no form.
         let insert = r#"INSERT INTO message (meter, at, n, utc_offset, clock, received_at, layout, "values", remark)
             SELECT meter, at, n, utc_offset, clock, received_at, layout, ($8::bigint[])[first:last], remark
@@ -116,7 +119,7 @@ impl Session {
                 $1::bigint[], $2::timestamptz[], $3::bigint[], $4::integer[], $5::bigint[], $6::timestamptz[], $7::bigint[], $9::bigint[],
                 $10::integer[], $11::integer[]
             ) AS said (meter, at, n, utc_offset, clock, received_at, layout, remark, first, last)
-            ON CONFLICT DO NOTHING RETURNING meter, at"#;
+            ON CONFLICT DO NOTHING RETURNING meter, at, n::bigint"#;
         let mut values = Vec::new();
         let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
         let place = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
@@ -125,7 +128,7 @@ impl Session {
             values.extend_from_slice(&message.values);
             lasts.push(place(values.len()));
         }
-        let written: Vec<(i64, Millis)> = query_as(insert)
+        let written: Vec<(i64, Millis, i64)> = query_as(insert)
             .bind(column(&messages, |message| message.meter))
             .bind(column(&messages, |message| Millis(message.at.millis())))
             .bind(column(&messages, |message| message.n))
@@ -139,7 +142,7 @@ impl Session {
             .bind(lasts)
             .fetch_all(&mut self.connection)
             .await?;
-        Ok(written.into_iter().map(|(meter, at)| (meter, at.0)).collect())
+        Ok(written.into_iter().map(|(meter, at, n)| ((meter, at.0), n)).collect())
     }
 
     /// Remembers those series that are there. Returns how many.
@@ -319,18 +322,25 @@ impl Tables for Session {
         let keys: BTreeSet<(i64, i64)> = messages.iter().filter(unknown).map(MessageRow::key).collect();
         let mut there = self.there(&keys).await?;
         let mut stored: Vec<Option<bool>> = vec![None; messages.len()];
+        // Instants whose next places are ours: whoever else looks for one waits at the place that we took.
+        let mut ours: HashSet<(i64, i64)> = HashSet::new();
         loop {
-            // Of several at one instant one at a time: what another store wrote there meanwhile may be the next one.
+            // Of several at another instant one at a time: what another store wrote there meanwhile may be the next one.
             let mut turn: Vec<(&mut MessageRow, &mut Option<bool>)> = Vec::new();
             let (mut keys, mut later) = (HashSet::new(), HashSet::new());
             for (message, stored) in messages.iter_mut().zip(&mut stored).filter(|(_, stored)| stored.is_none()) {
-                if keys.contains(&message.key()) {
-                    later.insert(message.key());
-                } else if message.find_place(there.get(&message.key()).map(Vec::as_slice).unwrap_or_default()) {
-                    keys.insert(message.key());
-                    turn.push((message, stored));
-                } else {
+                let key = message.key();
+                if keys.contains(&key) {
+                    later.insert(key);
+                } else if !message.find_place(there.get(&key).map(Vec::as_slice).unwrap_or_default()) {
                     *stored = Some(false);
+                } else {
+                    if ours.contains(&key) {
+                        there.entry(key).or_default().push(message.there());
+                    } else {
+                        keys.insert(key);
+                    }
+                    turn.push((message, stored));
                 }
             }
             if turn.is_empty() {
@@ -342,13 +352,14 @@ impl Tables for Session {
             let mut met = BTreeSet::new();
             for (message, stored) in turn {
                 let key = message.key();
-                if !written.contains(&key) {
+                if !written.contains(&(key, message.n)) {
                     met.insert(key);
                     continue;
                 }
                 *stored = Some(true);
                 if later.contains(&key) {
                     there.entry(key).or_default().push(message.there());
+                    ours.insert(key);
                 }
             }
             there.extend(self.there(&met).await?);

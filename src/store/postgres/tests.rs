@@ -195,6 +195,47 @@ async fn a_batch_is_written_whole_or_not_at_all() {
     assert_eq!(sql(&name, "SELECT count(*) FROM quarter_hour"), ["300"]);
 }
 
+/// A meter whose clock stands still, heard by two gateways, each of which says it to another store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_of_one_instant_takes_few_statements_and_is_neither_lost_nor_doubled() {
+    let (name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    let said = |gateway: &str, seq: u64| {
+        let mut said = message(seq, 0, &format!("{}.000", seq % 1000));
+        said.envelope.gateway = gateway.into();
+        said
+    };
+    sql(
+        &name,
+        "CREATE SEQUENCE inserts;
+        CREATE FUNCTION note_insert() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''inserts''); RETURN NULL; END';
+        CREATE TRIGGER note AFTER INSERT ON message FOR EACH STATEMENT EXECUTE FUNCTION note_insert()",
+    );
+    let first = batch((1..=1500).map(|seq| said("gw-1", seq)));
+    assert_eq!(counts(&store.commit(&first).await.unwrap()), [1000, 500, 0, 0]);
+    assert_eq!(sql(&name, "SELECT last_value FROM inserts"), ["2"]);
+    let places = "SELECT concat_ws(' ', count(*), count(DISTINCT \"values\"), min(n), max(n)) FROM message";
+    assert_eq!(sql(&name, places), ["1000 1000 0 999"]);
+
+    sql(&name, "TRUNCATE message");
+    let both = ["gw-2", "gw-3"].map(|gateway| {
+        let (url, chunks) = (url.clone(), (0..10u64).map(move |chunk| (chunk * 100 + 1..=chunk * 100 + 100)));
+        tokio::spawn(async move {
+            let mut store = Postgres::open(&url).await.unwrap();
+            let mut stored = 0;
+            for chunk in chunks {
+                stored += store.commit(&batch(chunk.map(|seq| said(gateway, seq)))).await.unwrap().stored;
+            }
+            stored
+        })
+    });
+    let mut stored = 0;
+    for task in both {
+        stored += task.await.unwrap();
+    }
+    assert_eq!((stored, sql(&name, places)), (1000, vec!["1000 1000 0 999".to_owned()]));
+}
+
 #[tokio::test]
 async fn what_a_backup_brings_back_is_asked_anew_by_a_store_that_runs() {
     let (name, url) = database();
