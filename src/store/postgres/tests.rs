@@ -10,8 +10,9 @@ use crate::{
     delivery::{Epoch, Tally},
     moment::Moment,
     payload::Message,
+    pulse::Pulse,
     store::{
-        Counts, Quarters, Reader as _,
+        Counts, Quarters, Reader as _, apart,
         story::{START, batch, counts, message, refused},
     },
     unit::Unit,
@@ -193,6 +194,31 @@ async fn a_batch_is_written_whole_or_not_at_all() {
     assert_eq!(reader.counts().await.unwrap(), Counts { meters: 1, messages: 300, refused: 1 });
     // What was made in what was taken back is not remembered.
     assert_eq!(sql(&name, "SELECT count(*) FROM quarter_hour"), ["300"]);
+}
+
+/// As after a failover to a server that got the rows, and not the sequences.
+#[tokio::test]
+async fn a_sequence_that_stands_behind_its_rows_is_no_messages_fault() {
+    let (name, url) = database();
+    let mut store = Postgres::open(&url).await.unwrap();
+    let said = |seq: u64| {
+        let mut said = message(seq, seq.cast_signed(), "1.000");
+        said.report.meter = format!("E{seq}");
+        said
+    };
+    store.commit(&batch((1..=6).map(said))).await.unwrap();
+    sql(&name, "ALTER TABLE meter ALTER id RESTART");
+    let mut rest = batch((7..=9).map(said));
+    for attempt in 0.. {
+        let outcome = apart::commit(&mut store, rest, "m", &Pulse::default()).await;
+        rest = outcome.rest;
+        let Some(error) = outcome.error else { break };
+        assert!(error.refusal().is_none() && error.to_string().contains("meter_pkey"), "{error}");
+        assert!(attempt < 6, "each attempt takes a number");
+    }
+    assert_eq!(rest, []);
+    let expected = Counts { meters: 9, messages: 9, refused: 0 };
+    assert_eq!(Reader::open(&url).await.unwrap().counts().await.unwrap(), expected);
 }
 
 /// A meter whose clock stands still, heard by two gateways, each of which says it to another store.
