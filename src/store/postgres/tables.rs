@@ -390,10 +390,13 @@ impl Tables for Session {
         if quarters.is_empty() {
             return Ok(());
         }
-        // Another store that hears the same meters waits: whether a value is lower than the one before it takes both.
-        let meters: BTreeSet<i64> = quarters.iter().map(|row| row.meter).collect();
-        let hold = query("SELECT FROM meter WHERE id = ANY ($1) ORDER BY name FOR NO KEY UPDATE");
-        hold.bind(meters.into_iter().collect::<Vec<_>>()).execute(&mut self.connection).await?;
+        // Another store that hears the same meters waits: whether a value is lower than the one before it takes both. Their series are held,
+        // not the meters: some of those this transaction holds already, others another one, and each would wait for the other.
+        let series: BTreeSet<(i64, i64)> = quarters.iter().map(|row| (row.meter, row.series)).collect();
+        let (meters, ids): (Vec<i64>, Vec<i64>) = series.into_iter().unzip();
+        let hold = "SELECT FROM unnest($1::bigint[], $2::bigint[]) AS said (meter, id) JOIN series USING (meter, id)
+            ORDER BY meter, id FOR NO KEY UPDATE OF series";
+        query(hold).bind(meters).bind(ids).execute(&mut self.connection).await?;
         let keep = "INSERT INTO quarter (meter, series, quarter, late, unsynchronised, value)
             SELECT said.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[])
                 AS said (meter, series, quarter, late, unsynchronised, value)

@@ -245,7 +245,7 @@ async fn what_comes_of_one_instant_takes_few_statements_and_is_neither_lost_nor_
 
     sql(&name, "TRUNCATE message");
     let both = ["gw-2", "gw-3"].map(|gateway| {
-        let (url, chunks) = (url.clone(), (0..10u64).map(move |chunk| (chunk * 100 + 1..=chunk * 100 + 100)));
+        let (url, chunks) = (url.clone(), (0..10u64).map(move |chunk| chunk * 100 + 1..=chunk * 100 + 100));
         tokio::spawn(async move {
             let mut store = Postgres::open(&url).await.unwrap();
             let mut stored = 0;
@@ -574,4 +574,41 @@ async fn what_is_asked_and_written_is_found_by_keys() {
         AND measured_at >= '2026-11-22' AND measured_at < '2026-11-22 00:30'";
     assert_eq!(sql(&name, view), ["60"]);
     counted(&before).await;
+}
+
+/// Of meters that all are heard by all stores, at times at which some are written again and others not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_that_hear_the_same_meters_do_not_wait_in_a_circle() {
+    let (name, url) = database();
+    let mut first = Postgres::open(&url).await.unwrap();
+    let said = |gateway: u64, seq: u64, meter: u64| {
+        // All messages differ, and each brings a quarter-hour that its store does not know.
+        let mut said = message(seq, (900 * seq + gateway).cast_signed(), &format!("{}.000", seq % 7));
+        said.envelope.gateway = format!("gw-{gateway}");
+        said.report.meter = format!("E{meter}");
+        // Another gateway, at which the row of the meter is written; here of one meter, there of another.
+        said.received_at =
+            Moment::from_millis(START + if meter == gateway { 1_000_000 * seq.cast_signed() } else { 0 }, 0).unwrap();
+        said
+    };
+    first.commit(&batch((0..4).map(|meter| said(9, meter + 1, meter)))).await.unwrap();
+    let stores = (0..3u64).map(|gateway| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            let mut store = Postgres::open(&url).await.unwrap();
+            for round in 0..50 {
+                let messages = (0..4).map(|meter| said(gateway, 4 * round + meter + 1, meter));
+                store.commit(&batch(messages)).await.unwrap();
+            }
+        })
+    });
+    for store in stores.collect::<Vec<_>>() {
+        store.await.unwrap();
+    }
+    let circles = format!("SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}'");
+    assert_eq!(sql("postgres", &circles), ["0"]);
+    let falls = "SELECT count(*) FROM (
+            SELECT *, lag(value) OVER (PARTITION BY meter, series ORDER BY quarter) AS before FROM quarter
+        ) AS value WHERE value < before";
+    assert_eq!(sql(&name, falls), sql(&name, "SELECT count(*) FROM fall"));
 }
