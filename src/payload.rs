@@ -589,7 +589,8 @@ fn bad(field: &str, text: &str) -> Refused {
 }
 
 fn malformed(error: serde_json::Error) -> Refused {
-    Refused::Malformed(error.to_string())
+    // It may repeat a whole text, which stands in what is refused anyway.
+    Refused::Malformed(error.to_string().chars().take(200).collect())
 }
 
 #[cfg(test)]
@@ -732,6 +733,20 @@ mod tests {
         }
         for wrong in ["[[-1,2]]", "[[2]]", "[2,3]", "{}", "null"] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn why_it_is_refused_does_not_repeat_it() {
+        let long = "\"".to_owned() + &"x".repeat(100_000) + "\"";
+        let good = message(&envelope(), &body(&report(), "2026-11-21T19:00:00.123Z".parse().unwrap()));
+        for field in
+            ["\"seq\":42", "\"epoch\":\"00000000000000000000000000000007\"", "\"medium\":\"heat\"", "\"value\":12.345"]
+        {
+            let (name, _) = field.split_once(':').unwrap();
+            let json = good.replacen(field, &format!("{name}:{long}"), 1);
+            let refused = Message::from_json(json.as_bytes()).unwrap_err().to_string();
+            assert!(json.len() > 100_000 && refused.len() < 300, "{field}: {} bytes", refused.len());
         }
     }
 
