@@ -185,6 +185,16 @@ async fn with_the_embedded_broker_the_backlog_comes_too() {
     server.begin();
     wire.send(&meter.telegrams(8)).await;
     meter.is_stored_at(&url).await;
+    // So they do when the only store has left what comes to others, and takes it up again.
+    for round in 1..=2 {
+        server.stop();
+        wire.send(&meter.telegrams(8)).await;
+        daemon.says_times(round, "leaves what comes to the other stores").await;
+        wire.send(&meter.telegrams(8)).await;
+        server.begin();
+        wire.send(&meter.telegrams(8)).await;
+        meter.is_stored_at(&url).await;
+    }
 }
 
 #[tokio::test]
