@@ -247,6 +247,9 @@ impl Around {
             _ if !register.is_cumulative() => Err("it does not count".to_owned()),
             (Some(before), _) if before.at.instant() == at.instant() => Ok((before.value, "exact")),
             (before, after) => match (day, before, after) {
+                (Some(day), ..) if readings.iter().any(|reading| contradict(reading, day)) => {
+                    Err("what was recorded for that day does not lie between the readings around it".to_owned())
+                }
                 (Some(day), ..) => Ok((day.value, "set_day")),
                 (_, Some(before), Some(after)) if before.unit != after.unit => Err("the unit changed".to_owned()),
                 (_, None, _) if suspect => Err("the last reading is suspect".to_owned()),
@@ -261,6 +264,14 @@ impl Around {
         };
         AtMoment { before: before.cloned(), after: after.cloned(), value }
     }
+}
+
+/// Whether a counter fell from the earlier of two values to the later, by more than the decimals that one of them has not.
+fn contradict(one: &Exact, other: &Exact) -> bool {
+    let (early, late) = if one.at.instant() <= other.at.instant() { (one, other) } else { (other, one) };
+    let least = Decimal::new(1, early.value.scale().min(late.value.scale()));
+    let fall = early.value.minus(late.value).zip(least).and_then(|(fall, least)| fall.minus(least));
+    early.unit == late.unit && fall.is_some_and(|fall| fall.mantissa() >= 0)
 }
 
 /// Whether it is a counter's value that the meter itself recorded at a set day.

@@ -1,6 +1,7 @@
 //! `usage`: what was used in each period, from the database, whether the daemon runs or not.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     io::{self, BufWriter, StdoutLock},
 };
@@ -45,10 +46,10 @@ struct Choice {
     #[arg(long, value_enum, default_value_t = Length::Day)]
     by: Length,
     /// From the beginning of this day, such as 2026-11-21; by default from the first reading
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = date)]
     from: Option<Date>,
     /// Until the beginning of this day; by default until the last reading
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = date)]
     until: Option<Date>,
     /// Only this meter, and those whose place it took; may be given again
     #[arg(long, value_name = "NAME")]
@@ -101,7 +102,7 @@ async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
     let zone = zone(choice.zone.as_deref())?;
     let begin = |date: Date| {
         let midnight = zone.to_timestamp(date.to_datetime(Time::midnight()));
-        midnight.map_err(|error| Failure::usage(format!("{date}: {error}")))
+        midnight.map_err(|_| Failure::usage(format!("{date} is beyond the calendar that is counted in")))
     };
     let (from, until) = (choice.from.map(begin).transpose()?, choice.until.map(begin).transpose()?);
     if let (Some(from), Some(until)) = (choice.from, choice.until)
@@ -131,6 +132,15 @@ async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
             "--meter {name}: nothing was counted by it in {url}, which knows: {known}"
         )));
     }
+    if let Some(name) = choice
+        .register
+        .iter()
+        .find(|name| !counters.is_empty() && counters.iter().all(|counter| counter.register.as_str() != name.as_str()))
+    {
+        let known: BTreeSet<_> = counters.iter().map(|counter| counter.register.as_str()).collect();
+        let (name, known) = (escape(name.as_bytes()), known.into_iter().collect::<Vec<_>>().join(", "));
+        return Err(Failure::usage(format!("--register {name}: no such counter is in {url}; there are: {known}")));
+    }
     let asked = |counter: &Counter| choice.register.iter().any(|name| name == counter.register.as_str());
     counters.retain(|counter| choice.register.is_empty() || asked(counter));
 
@@ -149,6 +159,12 @@ async fn print(url: &StoreUrl, choice: Choice) -> Result<Outcome, Failure> {
         say!("nothing was counted in {url} in that time");
     }
     Ok(Outcome::Well)
+}
+
+/// A day. A time of day that is dropped without a word would be worse than none.
+fn date(text: &str) -> Result<Date, String> {
+    let date = text.parse().ok().filter(|_| text.len() == "2026-11-21".len());
+    date.ok_or_else(|| "a day is meant, such as 2026-11-21; it begins at midnight in --zone".to_owned())
 }
 
 /// The zone of that name, or the system's.
@@ -182,6 +198,8 @@ enum Sink {
     Csv(Box<Rows<BufWriter<StdoutLock<'static>>>>),
 }
 
+/// The columns of each year before.
+const EARLIER: [&str; 4] = ["from", "to", "value", "method"];
 /// Most values are shorter; a longer one moves what is behind it.
 const VALUE: usize = 12;
 
@@ -193,7 +211,7 @@ impl<'q> Printer<'q> {
             RowFormat::Json => Sink::Json(Output::new()),
             RowFormat::Csv => {
                 let earlier: Vec<String> =
-                    years.clone().flat_map(|years| [format!("value_{years}y"), format!("method_{years}y")]).collect();
+                    years.clone().flat_map(|years| EARLIER.map(|name| format!("{name}_{years}y"))).collect();
                 let mut heads =
                     vec!["meter", "medium", "register", "period", "from", "to", "value", "unit", "estimated", "method"];
                 heads.extend(earlier.iter().map(String::as_str));
@@ -233,11 +251,15 @@ impl<'q> Printer<'q> {
                 let meter = escape(counter.meter.name.as_bytes());
                 let (register, label, unit) = (register.to_string(), period.to_string(), unit.to_string());
                 let cells = [meter, medium.to_owned(), register, label, used.value.to_string(), unit];
-                let earlier = earlier.map(|earlier| earlier.map_or("-".to_owned(), |(_, used)| used.value.to_string()));
-                let mut remarks = Vec::new();
-                remarks.extend((used.from > period.from).then(|| format!("since {}", self.local(used.from))));
-                remarks.extend((used.to < period.to).then(|| format!("until {}", self.local(used.to))));
+                let earlier: Vec<_> = earlier.collect();
+                let mut remarks = self.cut(period, used);
                 remarks.extend((!used.estimated.is_empty()).then(|| used.estimated.to_string()));
+                for (years, earlier) in (1..).zip(&earlier) {
+                    let cut = earlier.as_ref().map(|(period, used)| self.cut(period, used).join(" "));
+                    remarks.extend(cut.filter(|cut| !cut.is_empty()).map(|cut| format!("{years}Y before {cut}")));
+                }
+                let value = |(_, used): &(Period, Consumption)| used.value.to_string();
+                let earlier = earlier.iter().map(|earlier| earlier.as_ref().map_or("-".to_owned(), value));
                 self.row(cells, earlier, &remarks.join(", "))
             }
             Sink::Json(_) => {
@@ -281,12 +303,23 @@ impl<'q> Printer<'q> {
                     Cell::Plain(&used.estimated),
                 ];
                 for used in &earlier {
+                    cells.push(Cell::time(used.as_ref().map(|used| used.from)));
+                    cells.push(Cell::time(used.as_ref().map(|used| used.to)));
                     cells.push(Cell::of(used.as_ref().map(|used| &used.value)));
                     cells.push(Cell::of(used.as_ref().map(|used| &used.estimated)));
                 }
                 rows.row(&cells).map_err(quiet_if_closed)
             }
         }
+    }
+
+    /// How much less than a period is known of it. A total is of what is known.
+    fn cut(&self, period: &Period, used: &Consumption) -> Vec<String> {
+        let is_total = period.by == By::Total;
+        let mut cut = Vec::new();
+        cut.extend((is_total || used.from > period.from).then(|| format!("since {}", self.local(used.from))));
+        cut.extend((is_total || used.to < period.to).then(|| format!("until {}", self.local(used.to))));
+        cut
     }
 
     /// A row of the table.

@@ -240,6 +240,18 @@ async fn what_a_meter_recorded_at_a_set_day_is_exact() {
                 set_day(2, "2026-09-30T23:59:00+02:00", "45.000"),
             ],
         ),
+        // What it recorded for one day lacks a decimal; for the other it was another meter, or is wrong.
+        report("K3", -40 * 86_400, vec![reading("energy", "30.009", "GJ")]),
+        report(
+            "K3",
+            0,
+            vec![
+                reading("energy", "50.000", "GJ"),
+                set_day(1, "2026-10-31T23:59:00+01:00", "30.00"),
+                set_day(2, "2026-11-10T23:59:00+01:00", "29.999"),
+                set_day(3, "2026-11-11T23:59:00+01:00", "50.001"),
+            ],
+        ),
     ])
     .await;
     let (_folder, url) = made.close().await;
@@ -252,6 +264,9 @@ async fn what_a_meter_recorded_at_a_set_day_is_exact() {
         ("K2", "2026-10-16T12:00:00+02:00", "45.000 46."),
         ("K2", "2026-11-01T00:00:00+01:00", "48.000 48.000 set_day 50.000"),
         ("K2", "2026-09-30T00:00:00+02:00", "no line"),
+        ("K3", "2026-11-01T00:00:00+01:00", "30.00 30.00 set_day"),
+        ("K3", "2026-11-11T00:00:00+01:00", "29.999 null what was recorded for that day does not lie between"),
+        ("K3", "2026-11-12T00:00:00+01:00", "50.001 null what was recorded for that day does not lie between"),
         ("K2", "2026-12-01T00:00:00+01:00", "50.000 null the last reading is earlier -"),
     ] {
         let moment = at_moment(&url, at, meter, "energy");
@@ -267,7 +282,7 @@ async fn what_a_meter_recorded_at_a_set_day_is_exact() {
     assert_eq!((lines[0]["value"].to_string().as_str(), &lines[0]["qualifiers"]["storage"]), ("45.0", &2.into()));
     let ended = meterkast(&["readings", "--store", &url, "--at", "2020-01-01T00:00:00Z"], b"");
     assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 1));
-    assert!(ended.stderr.contains("K1 and 1 more meters: nothing was read at or before"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("K1 and 2 more meters: nothing was read at or before"), "{}", ended.stderr);
 }
 
 #[tokio::test]
