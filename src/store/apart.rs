@@ -1,7 +1,9 @@
 //! A batch that the database refuses for what is in it: committed in halves, until what it does not take stands alone.
 //!
-//! Enters: a batch. Leaves: what became of it. A message that the database does not take is kept as refused, as far as the database
-//! takes that; everything else is stored, in the order in which it came. Whatever else fails ends it, and leaves the rest to be tried again.
+//! Enters: a batch. Leaves: what became of it. Everything is stored that the database takes, in the order in which it came; then each message
+//! that it does not take is kept as refused, as far as it takes that. Where it takes no message of several meters, not the messages are wrong but
+//! the tables (a partition that is missing, a constraint that somebody added): they wait. Whatever else fails ends it, and leaves the rest to be
+//! tried again.
 //!
 //! Not supported: keeping such a message byte by byte as it came. It is written anew from what was read of it.
 
@@ -31,39 +33,58 @@ pub(super) struct Outcome {
 /// Commits a batch of messages that came below the topic `base`; as one where the database takes all of it.
 pub(super) async fn commit(database: &mut dyn Database, batch: Vec<Incoming>, base: &str, pulse: &Pulse) -> Outcome {
     let mut outcome = Outcome::default();
+    let several = several_meters(&batch);
     // What is still to be committed, the first on top.
     let mut parts = vec![batch];
+    let (mut culprits, mut failed) = (Vec::new(), None);
     while let Some(mut part) = parts.pop() {
         pulse.beat();
         let Err(error) = outcome.add(database.commit(&part).await) else { continue };
-        let mut error = error;
-        if let Some(reason) = error.refusal() {
-            if part.len() > 1 {
-                let second = part.split_off(part.len() / 2);
-                parts.extend([second, part]);
-                continue;
-            }
-            if let [Incoming::Message(message)] = &part[..] {
-                let (topic, refused) = refused(base, message, &reason);
-                match outcome.add(database.commit(&[refused]).await) {
-                    Ok(()) => {
-                        outcome.refused.push((topic, reason));
-                        continue;
-                    }
-                    Err(other) => error = other,
-                }
-            }
-        }
-        // Not even as refused; the others are stored all the same, unless nothing can be.
-        let ends = error.refusal().is_none();
-        outcome.rest.append(&mut part);
-        outcome.error = Some(error);
-        if ends {
+        if error.refusal().is_none() {
+            parts.push(part);
+            failed = Some(error);
             break;
         }
+        if part.len() > 1 {
+            let second = part.split_off(part.len() / 2);
+            parts.extend([second, part]);
+        } else {
+            culprits.extend(part.pop().map(|culprit| (culprit, error)));
+        }
+    }
+    let takes_none = several && outcome.committed.stored == 0;
+    for (culprit, mut error) in culprits {
+        pulse.beat();
+        if failed.is_none()
+            && !takes_none
+            && let (Incoming::Message(message), Some(reason)) = (&culprit, error.refusal())
+        {
+            let (topic, refused) = refused(base, message, &reason);
+            match outcome.add(database.commit(&[refused]).await) {
+                Ok(()) => {
+                    outcome.refused.push((topic, reason));
+                    continue;
+                }
+                // Not even as refused; the others are, unless nothing can be.
+                Err(other) if other.refusal().is_none() => failed = Some(other),
+                Err(other) => error = other,
+            }
+        }
+        outcome.rest.push(culprit);
+        outcome.error = Some(error);
     }
     outcome.rest.extend(parts.into_iter().rev().flatten());
+    outcome.error = failed.or(outcome.error);
     outcome
+}
+
+fn several_meters(batch: &[Incoming]) -> bool {
+    let mut meters = batch.iter().filter_map(|incoming| match incoming {
+        Incoming::Message(message) => Some(&message.report.meter),
+        Incoming::Refused { .. } => None,
+    });
+    let first = meters.next();
+    meters.any(|meter| Some(meter) != first)
 }
 
 impl Outcome {
@@ -209,7 +230,8 @@ mod tests {
         ] {
             let mut fake = Fake { culprits: culprits.clone(), ..Fake::default() };
             let outcome = outcome(&mut fake, 1000).await;
-            let expected: Vec<(u64, bool)> = (1..=1000).map(|seq| (seq, culprits.contains(&seq))).collect();
+            let mut expected: Vec<(u64, bool)> = (1..=1000).map(|seq| (seq, culprits.contains(&seq))).collect();
+            expected.sort_by_key(|(_, refused)| *refused);
             assert!(fake.taken == expected, "{culprits:?}: {:?}", fake.taken);
             assert!(outcome.rest.is_empty() && outcome.error.is_none());
             let count = culprits.len() as u64;
@@ -225,7 +247,7 @@ mod tests {
                 .iter()
                 .map(|(gateway, _)| gateway.strip_prefix("gw-").unwrap().parse().unwrap())
                 .collect();
-            assert!(acknowledged.is_sorted() && acknowledged.len() >= culprits.len(), "the newest comes last");
+            assert!(acknowledged.len() >= culprits.len() && acknowledged.ends_with(&culprits), "the newest comes last");
             assert!(fake.commits <= most, "{culprits:?}: {} commits", fake.commits);
         }
     }
@@ -278,7 +300,24 @@ mod tests {
                 !fake.taken.iter().any(|(taken, _)| *taken == seq)
             });
             assert_eq!(outcome.rest, left, "after {fails_after}");
-            assert!(fake.taken.is_sorted());
+            assert!(fake.taken.is_sorted_by_key(|(seq, refused)| (*refused, *seq)));
         }
+    }
+
+    #[tokio::test]
+    async fn where_the_database_takes_no_message_of_several_meters_they_wait() {
+        let mut fake = Fake { culprits: (1..=10).collect(), ..Fake::default() };
+        let mut batch = messages(10);
+        if let Some(Incoming::Message(message)) = batch.last_mut() {
+            message.report.meter = "E2".into();
+        }
+        let first = commit(&mut fake, batch.clone(), "m", &Pulse::default()).await;
+        assert_eq!((first.rest.as_slice(), fake.taken.as_slice()), (&batch[..], &[][..]));
+        assert!(first.error.unwrap().refusal().is_some());
+        // With one that it takes it is known whose fault it is.
+        let more = batch.into_iter().chain(messages(11).pop()).collect();
+        let second = commit(&mut fake, more, "m", &Pulse::default()).await;
+        assert!(second.error.is_none() && second.rest.is_empty());
+        assert_eq!((second.committed.stored, second.committed.refused), (1, 10));
     }
 }
