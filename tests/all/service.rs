@@ -16,7 +16,7 @@ use serde_json::Value;
 use sqlx::Connection as _;
 
 use crate::parts::{
-    BINARY, Broker, Client, Folder, Meter, Meterkast, Network, Wire, counts, free_port, meterkast, until,
+    BINARY, Broker, Client, Folder, Meter, Meterkast, Network, Wire, counts, free_port, meterkast, program, until,
 };
 
 /// The end of systemd: what a service tells it, message by message.
@@ -112,6 +112,43 @@ async fn systemd_is_told_how_things_are_from_the_start_to_the_end() {
     assert_eq!(lines[stopping..], ["STOPPING=1", "STATUS=stopping"], "and nothing after that");
     assert_eq!(lines.iter().filter(|line| *line == "READY=1").count(), 1);
     meter.is_stored_in(&folder.path("m.db")).await;
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let (broker, folder, wire, mut meter) = (Broker::start().await, Folder::new(), Wire::new(), Meter::new(32));
+    let (systemd, adapter) = (Systemd::new(&folder), folder.path("usb-adapter"));
+    let config = gateway(&folder, &adapter) + &store(&folder) + &broker.section();
+    let mut daemon = program(BINARY)
+        .args(["run", "--config", folder.file("meterkast.toml", config).to_str().unwrap()])
+        .env("NOTIFY_SOCKET", &systemd.path)
+        .stderr(fs::File::options().write(true).open("/dev/full").unwrap())
+        .spawn()
+        .unwrap();
+    // Much that is worth a line in the log.
+    systemd.is_told("STATUS=p1 there is no ").await;
+    symlink(&wire.path, &adapter).unwrap();
+    systemd.is_told("STATUS=p1 open at 115200 8N1").await;
+    let mut wire = wire;
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&folder.path("m.db")).await;
+    fs::remove_file(&adapter).unwrap();
+    drop(wire);
+    let lost = until("the port is lost", async || {
+        let lines = systemd.lines();
+        let open = lines.iter().position(|line| line.starts_with("STATUS=p1 open"))?;
+        lines[open..].iter().any(|line| line.starts_with("STATUS=p1 there is no ")).then_some(lines.len())
+    })
+    .await;
+    let mut wire = Wire::new();
+    symlink(&wire.path, &adapter).unwrap();
+    until("the port is back", async || systemd.lines()[lost..].iter().find(|line| line.contains("p1 open")).cloned())
+        .await;
+    wire.send(&meter.telegrams(3)).await;
+    meter.is_stored_in(&folder.path("m.db")).await;
+    assert_eq!(daemon.try_wait().unwrap(), None);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 #[tokio::test]
