@@ -14,6 +14,7 @@ use crate::{
     config::{self, Address, Config},
     mqtt::link,
     port,
+    store::StoreError,
 };
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +95,11 @@ fn remark_missing(arguments: &Arguments, port: &Address) {
 }
 
 fn remark_database(arguments: &Arguments, database: &Path) {
+    if database.is_dir() {
+        let error = StoreError::Directory(database.to_owned());
+        say!("{}: the database {error}; `run` stores nothing until then", arguments.file.display());
+        return;
+    }
     let folder = database.parent().unwrap_or(Path::new("."));
     let file = database.exists().then_some(database);
     if let Some((path, error)) = unwritable(folder).or_else(|| file.and_then(unwritable_file)) {

@@ -18,6 +18,9 @@ pub enum StoreError {
     /// There is no database.
     #[error("{}: there is no database here; check `store.url`, or start the daemon, which creates it", .0.display())]
     Missing(PathBuf),
+    /// What stands there is a directory.
+    #[error("{}: is a directory; name a file, such as {}", .0.display(), .0.join("meterkast.db").display())]
+    Directory(PathBuf),
     /// Its tables are newer than this program.
     #[error("{place}: written by a newer meterkast (tables of version {version}); upgrade this one")]
     Newer {

@@ -289,6 +289,9 @@ pub fn is_held(path: &Path) -> bool {
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
+    if path.is_dir() {
+        return Err(StoreError::Directory(path.to_owned()));
+    }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| StoreError::io(path, error))?;
     }

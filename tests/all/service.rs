@@ -372,6 +372,13 @@ fn check_remarks_what_run_will_lack() {
         assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
     }
 
+    let file = folder.file("folder.toml", text(Path::new("/tmp/j"), "16MiB", &folder.path("")));
+    let ended = meterkast(&["check", file.to_str().unwrap()], b"");
+    assert!(
+        ended.stderr.contains("is a directory; name a file, such as ") && !ended.stderr.contains("root"),
+        "{ended:?}"
+    );
+
     // What a trial as root leaves behind is in the way of the daemon's own user.
     let by = ["--reuid", "65534", "--regid", "65534", "--clear-groups", BINARY];
     let runs = Command::new("setpriv").args(by).arg("--version").output();

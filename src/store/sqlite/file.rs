@@ -112,9 +112,6 @@ pub(super) async fn examine(path: &Path) -> Result<(), StoreError> {
     if log::is_damaged(&log_path).map_err(|error| StoreError::io(&log_path, error))? {
         return Err(damaged(Trouble::DamagedLog, "its checksums are wrong before its last transaction"));
     }
-    if path.is_dir() {
-        return Err(damaged(Trouble::CannotOpen, "it is a directory"));
-    }
     match (bytes, log_bytes) {
         (0, 0) => return Ok(()),
         // SQLite would delete the log.

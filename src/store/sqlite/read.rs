@@ -51,6 +51,7 @@ impl Reader {
                 let (place, source) = (path.display().to_string(), error.into());
                 return Err(StoreError::Database { place, trouble: Trouble::CannotOpen, source });
             }
+            Ok(there) if there.is_dir() => return Err(StoreError::Directory(path.to_owned())),
             Ok(_) => {}
         }
         let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();

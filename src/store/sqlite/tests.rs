@@ -233,7 +233,9 @@ async fn errors_say_what_is_wrong_and_what_helps() {
     for error in [Sqlite::open(&other).await.unwrap_err(), Reader::open(&other).await.unwrap_err()] {
         assert!(text(error).starts_with("/other: is not a meterkast database; check"));
     }
-    assert!(text(Sqlite::open(folder.path()).await.unwrap_err()).contains("must name a file, not a directory"));
+    for error in [Sqlite::open(folder.path()).await.unwrap_err(), Reader::open(folder.path()).await.unwrap_err()] {
+        assert_eq!(text(error), ": is a directory; name a file, such as /meterkast.db");
+    }
     let below = other.join("meterkast.db");
     assert!(text(Sqlite::open(&below).await.unwrap_err()).contains("must name a file, not a directory"));
 }
