@@ -48,7 +48,12 @@ pub(super) async fn backup(arguments: Backup) -> Result<Outcome, Failure> {
     let (path, file) = (file_of(&url)?, &arguments.file);
     let failed = |error: io::Error| Failure::usage(format!("{}: {error}", file.display()));
     match fs::metadata(file) {
-        Ok(there) if !there.is_file() => return Err(failed(io::ErrorKind::AlreadyExists.into())),
+        Ok(there) if there.is_dir() => {
+            return Err(Failure::usage(StoreError::Directory(file.clone())));
+        }
+        Ok(there) if !there.is_file() => {
+            return Err(Failure::usage(format!("{}: is a device or a pipe; name a file", file.display())));
+        }
         Ok(_) if is_same(path, file) => {
             return Err(Failure::usage(format!("{}: is the database itself; name another file", file.display())));
         }
@@ -57,7 +62,7 @@ pub(super) async fn backup(arguments: Backup) -> Result<Outcome, Failure> {
         }
         _ => {}
     }
-    let part = part(file).map_err(failed)?;
+    let part = part(file).map_err(Failure::usage)?;
     // As readable as the database, and no more.
     fs::metadata(path).and_then(|there| part.as_file().set_permissions(there.permissions())).map_err(|error| {
         match error.kind() {

@@ -338,18 +338,23 @@ enum Out {
 
 impl Out {
     fn new(path: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::usage(format!("--out {}: {error}", path.display()));
         if path.as_os_str() == "-" {
             return Ok(Self::Stdout);
         }
         match fs::metadata(path) {
-            Ok(there) if there.is_dir() => return Err(failed(io::ErrorKind::IsADirectory.into())),
+            Ok(there) if there.is_dir() => {
+                let (out, name) = (path.display(), path.join("readings.csv"));
+                return Err(Failure::usage(format!(
+                    "--out {out}: is a directory; name a file, such as {}",
+                    name.display()
+                )));
+            }
             Ok(there) if !there.is_file() => return Ok(Self::Device(path.to_owned())),
             _ => {}
         }
         // A link stays one.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self::File { part: part(&path).map_err(failed)?, path })
+        Ok(Self::File { part: part(&path).map_err(|why| Failure::usage(format!("--out {why}")))?, path })
     }
 
     fn sink(&mut self, format: Format) -> Result<Sink, Failure> {
@@ -399,13 +404,27 @@ impl Sink {
     }
 }
 
-/// A file beside `path` that goes by itself unless it is given that name.
-pub(super) fn part(path: &Path) -> io::Result<NamedTempFile> {
+/// A file beside `path` that goes by itself unless it is given that name. The error names `path`, and what is wrong with its folder: of this
+/// file nobody asked.
+pub(super) fn part(path: &Path) -> Result<NamedTempFile, String> {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // As any new file: the system takes away what the user does not want.
     let mode = fs::Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".meterkast-").suffix(".part").permissions(mode).tempfile_in(folder)
+    tempfile::Builder::new().prefix(".meterkast-").suffix(".part").permissions(mode).tempfile_in(folder).map_err(
+        |error| {
+            let (path, is_there, folder) = (path.display(), folder.exists(), folder.display());
+            // The kind alone: the rest names the file that nobody asked for.
+            let kind = error.kind();
+            match kind {
+                io::ErrorKind::NotFound if !is_there => {
+                    format!("{path}: there is no folder {folder}; make it, or name another")
+                }
+                io::ErrorKind::NotADirectory => format!("{path}: {folder} is no folder; name another"),
+                _ => format!("{path}: the folder {folder} cannot be written: {kind}"),
+            }
+        },
+    )
 }
 
 /// How far it is, on a terminal: by the time that the meters were read in.

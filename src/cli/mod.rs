@@ -279,8 +279,14 @@ struct Folder {
 impl Folder {
     fn new(kept: Option<PathBuf>) -> Result<Self, Failure> {
         if let Some(path) = kept {
-            std::fs::create_dir_all(&path)
-                .map_err(|error| Failure::usage(format!("--data {}: {error}", path.display())))?;
+            std::fs::create_dir_all(&path).map_err(|error| {
+                let shown = path.display();
+                Failure::usage(if path.is_file() {
+                    format!("--data {shown}: is a file; name a folder")
+                } else {
+                    format!("--data {shown}: the folder cannot be made: {error}")
+                })
+            })?;
             return Ok(Self { path, _temporary: None });
         }
         let temporary = tempfile::Builder::new().prefix("meterkast-").tempdir();

@@ -314,8 +314,12 @@ async fn names_that_no_meter_has_are_answered_with_those_that_are() {
             &["export", "--store", &url, "--from", "2026-01-02T00:00:00Z", "--until", "2026-01-02T00:00:00Z"],
             "--from is not before --until",
         ),
-        (&["export", "--store", &url, "--out", "/nowhere/x.csv"], "--out /nowhere/x.csv: No such file"),
-        (&["export", "--store", &url, "--out", "/"], "--out /: is a directory"),
+        (&["export", "--store", &url, "--out", "/nowhere/x.csv"], "--out /nowhere/x.csv: there is no folder /nowhere;"),
+        (
+            &["export", "--store", &url, "--out", "/sys/x.csv"],
+            "--out /sys/x.csv: the folder /sys cannot be written: permission denied",
+        ),
+        (&["export", "--store", &url, "--out", "/"], "--out /: is a directory; name a file, such as /readings.csv"),
         (&["export", "--store", "sqlite:///nowhere.db"], "there is no database here"),
         (&["decode", "--format", "csv"], "invalid value 'csv'"),
         (&["status", "--format", "csv"], "invalid value 'csv'"),
@@ -572,7 +576,8 @@ async fn what_is_no_sound_backup_is_not_put_back() {
         }
     }
     for (arguments, said) in [
-        (["backup", "/nowhere/copy.db"], "/nowhere/copy.db: No such file"),
+        (["backup", "/nowhere/copy.db"], "/nowhere/copy.db: there is no folder /nowhere; make it, or name another"),
+        (["backup", "/proc"], "/proc: is a directory; name a file, such as /proc/meterkast.db"),
         (["backup", database.to_str().unwrap()], "is the database itself"),
         (["backup", "/dev/null"], "/dev/null"),
     ] {
