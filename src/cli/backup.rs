@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::StoreUrl,
     store::{
-        StoreError,
+        StoreError, Trouble,
         sqlite::{self, Contents},
     },
 };
@@ -102,7 +102,7 @@ pub(super) async fn restore(arguments: Restore) -> Result<Outcome, Failure> {
         StoreError::Held(_) => {
             Failure::world(format!("{}: a daemon writes this database; stop it first", path.display()))
         }
-        error => Failure::world(error),
+        error => of_backup(file, error),
     })?;
     say!("{}: {}", path.display(), told(&contents));
     if let Some(kept) = kept {
@@ -110,6 +110,28 @@ pub(super) async fn restore(arguments: Restore) -> Result<Outcome, Failure> {
     }
     say!("the gateways send what they still hold once the store runs");
     Ok(Outcome::Well)
+}
+
+/// Why a backup is not put back. What helps a database that is in use does not help here.
+fn of_backup(file: &Path, error: StoreError) -> Failure {
+    let name = file.display();
+    match &error {
+        StoreError::Missing(path) if path == file => {
+            Failure::world(format!("{name}: there is no such file; name one that `meterkast backup` made"))
+        }
+        StoreError::Directory(path) if path == file => {
+            Failure::world(format!("{name}: is a directory; name a file that `meterkast backup` made"))
+        }
+        StoreError::Database { place, trouble, source } if *place == name.to_string() => match trouble {
+            Trouble::NotADatabase => Failure::world(format!(
+                "{name}: is no backup of a meterkast database; name a file that `meterkast backup` made"
+            )),
+            Trouble::Corrupt => Failure::world(format!("{name}: is damaged; take another backup")),
+            Trouble::CannotOpen => Failure::world(format!("{name}: cannot be opened: {source}")),
+            _ => Failure::world(error),
+        },
+        _ => Failure::world(error),
+    }
 }
 
 /// The file of a store; PostgreSQL is backed up by its own tools.

@@ -555,19 +555,27 @@ async fn what_is_no_sound_backup_is_not_put_back() {
                 "text.db",
                 b"no database, but long enough to be taken for the header of one, if nobody looks at it closely",
             ),
-            "is not a meterkast database",
+            "text.db: is no backup of a meterkast database; name a file that `meterkast backup` made",
         ),
-        (path("empty.db", b""), "is not a meterkast database"),
-        (path("torn.db", &torn), "is damaged"),
-        (path("damaged.db", &damaged), "is damaged"),
+        (path("empty.db", b""), "is no backup of a meterkast database"),
+        (path("torn.db", &torn), "is damaged; take another backup"),
+        (path("damaged.db", &damaged), "is damaged; take another backup"),
         (newer.to_str().unwrap().to_owned(), "written by a newer meterkast (tables of version 9999)"),
-        (foreign.to_str().unwrap().to_owned(), "is not a meterkast database"),
-        (folder.path("none.db").to_str().unwrap().to_owned(), "there is no database here"),
+        (foreign.to_str().unwrap().to_owned(), "is no backup of a meterkast database"),
+        (folder.path("none.db").to_str().unwrap().to_owned(), "there is no such file; name one"),
+        (folder.path("").to_str().unwrap().to_owned(), "is a directory; name a file that `meterkast backup` made"),
         (database.to_str().unwrap().to_owned(), "is the database itself"),
     ] {
         let ended = meterkast(&["restore", &file, "--store", &url], b"");
         assert!(ended.code != Some(0) && ended.stderr.contains(said), "{file}: {ended:?}");
         assert_eq!(fs::read(&database).unwrap(), before, "{file}");
+        // Where there was nothing there is nothing afterwards.
+        let empty = tempfile::tempdir_in(folder.path("")).unwrap();
+        let elsewhere = format!("sqlite://{}", empty.path().join("r.db").display());
+        if !file.ends_with("meterkast.db") {
+            assert_ne!(meterkast(&["restore", &file, "--store", &elsewhere], b"").code, Some(0), "{file}");
+        }
+        assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "{file}");
         if !file.ends_with("meterkast.db") {
             let to = folder.path("copy.db");
             let from = format!("sqlite://{file}");

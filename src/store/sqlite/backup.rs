@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use sqlx::{ConnectOptions as _, Connection as _, query, query_as, raw_sql, sqlite::SqliteConnectOptions};
 
-use super::{Reader, file::beside, lock};
+use super::{Reader, file::beside, is_held, lock};
 use crate::{
     moment::Moment,
     store::{StoreError, Trouble},
@@ -50,15 +50,19 @@ pub async fn copy(path: &Path, to: &Path) -> Result<Contents, StoreError> {
 ///
 /// A daemon holds the database; the backup is none of ours, is damaged, or was written by a newer meterkast.
 pub async fn restore(path: &Path, backup: &Path) -> Result<(Contents, Option<PathBuf>), StoreError> {
+    if is_held(path) {
+        return Err(StoreError::Held(path.to_owned()));
+    }
+    let mut source = Reader::open(backup).await?;
+    source.check().await?;
+    let contents = source.contents().await?;
+    // Made now only: once there is a lock it stays, since somebody else may wait with it open.
     let lock = lock(path)?;
     let part = beside(path, ".restoring");
     let of_part = |error| StoreError::io(&part, error);
     for end in ["", "-journal"] {
         remove(&beside(&part, end)).map_err(of_part)?;
     }
-    let mut source = Reader::open(backup).await?;
-    source.check().await?;
-    let contents = source.contents().await?;
     source.copy(&part).await?;
     let anew = async {
         let mut connection = SqliteConnectOptions::new().filename(&part).disable_statement_logging().connect().await?;
