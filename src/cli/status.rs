@@ -239,7 +239,7 @@ async fn ask(config: &Config, question: &Question) -> Result<Heard, Failure> {
             ));
         }
         None => {
-            let remedy = ". It is the daemon's own broker: is the daemon running? `systemctl status meterkast`";
+            let remedy = "; it is the daemon's own: see whether that runs, with `systemctl status meterkast`";
             (BrokerUrl::of_listener(config.mqtt.listen), remedy.to_owned())
         }
     };

@@ -185,7 +185,7 @@ pub fn start(url: &BrokerUrl, client_id: &str, settings: &config::Mqtt, will: Op
     }
     let (commands, commands_in) = mpsc::channel(ROOM);
     let (events_out, events) = mpsc::channel(256);
-    let broker = url.to_string();
+    let broker = Place { url: url.to_string(), is_embedded: settings.url.is_none() };
     tokio::spawn(async move {
         // Ends when either channel closes.
         let _ = run(options, commands_in, events_out, &broker).await;
@@ -251,7 +251,7 @@ async fn run(
     options: MqttOptions,
     mut commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
-    broker: &str,
+    broker: &Place,
 ) -> Result<(), Closed> {
     let mut pause = FIRST_PAUSE;
     let mut sizes = Sizes::default();
@@ -295,7 +295,7 @@ struct Connection<'a> {
     commands: &'a mut mpsc::Receiver<Command>,
     events: &'a mpsc::Sender<Event>,
     sizes: &'a mut Sizes,
-    broker: &'a str,
+    broker: &'a Place,
 }
 
 impl Connection<'_> {
@@ -385,13 +385,13 @@ impl Connection<'_> {
             Command::Subscribe(topics) => {
                 let filters = topics.into_iter().map(|topic| SubscribeFilter::new(topic, QoS::AtLeastOnce));
                 if let Err(error) = client.try_subscribe_many(filters) {
-                    tracing::error!("nothing can be heard from the broker {}: {error}", self.broker);
+                    tracing::error!("nothing can be heard from the broker {}: {error}", self.broker.url);
                 }
             }
             Command::Unsubscribe(topics) => {
                 for topic in topics {
                     if let Err(error) = client.try_unsubscribe(topic) {
-                        tracing::error!("what comes from the broker {} goes on coming: {error}", self.broker);
+                        tracing::error!("what comes from the broker {} goes on coming: {error}", self.broker.url);
                     }
                 }
             }
@@ -411,7 +411,7 @@ impl Connection<'_> {
             tracing::warn!(
                 "the broker {} closes the connection upon packets of {size} bytes: those of this size wait, the smaller ones go on; \
                  raise its limit (mosquitto: max_packet_size), or see whether this user may write there. Tried again in {} s",
-                self.broker,
+                self.broker.url,
                 pause.as_secs()
             );
         }
@@ -529,11 +529,22 @@ impl Sizes {
     }
 }
 
+/// Where a broker is.
+#[derive(Debug)]
+struct Place {
+    url: String,
+    /// Whether a daemon has it inside.
+    is_embedded: bool,
+}
+
 /// Why a connection broke or could not be made, and what to do.
-fn explain(broker: &str, accepted: bool, error: &ConnectionError) -> String {
+fn explain(place: &Place, accepted: bool, error: &ConnectionError) -> String {
+    let broker = &place.url;
     if let Some(error) = tls_error(error) {
         return distrust(broker, error);
     }
+    // Who has the broker inside has written no URL that could be wrong.
+    let remedy = if place.is_embedded { "" } else { "; see that it runs, and that [mqtt] url is right" };
     match error {
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
@@ -548,25 +559,27 @@ fn explain(broker: &str, accepted: bool, error: &ConnectionError) -> String {
         }
         ConnectionError::ConnectionRefused(code) => format!("the broker {broker} refuses the connection: {code:?}"),
         ConnectionError::Io(error) if !accepted => {
-            format!("the broker {broker} cannot be reached ({error}): is it running, and is [mqtt] url right?")
+            format!("the broker {broker} cannot be reached ({error}){remedy}")
         }
         ConnectionError::Tls(error) => {
             format!(
-                "no TLS with the broker {broker} ({error}): does it want TLS on that port (mqtts://), or none (mqtt://)?"
+                "no TLS with the broker {broker} ({error}); see whether it wants TLS on that port (mqtts://), or none (mqtt://)"
             )
         }
         ConnectionError::NetworkTimeout if accepted => {
             format!("the broker {broker} confirms nothing for {} s: the connection is made anew", UNCONFIRMED.as_secs())
         }
         ConnectionError::NetworkTimeout => {
-            format!("the broker {broker} does not answer: is it running, and is [mqtt] url right?")
+            format!("the broker {broker} does not answer{remedy}")
         }
         // What it sent may be large, and hostile.
         ConnectionError::NotConnAck(_) | ConnectionError::MqttState(_) if !accepted => {
-            format!(
-                "what answers at {broker} does not speak MQTT 3.1.1, or closes the connection at once: is [mqtt] url right, and does the \
-                 broker want TLS on that port (mqtts://)?"
-            )
+            let remedy = if place.is_embedded {
+                "see what else listens there ([mqtt] listen)"
+            } else {
+                "see that [mqtt] url is right, and whether the broker wants TLS on that port (mqtts://)"
+            };
+            format!("what answers at {broker} does not speak MQTT 3.1.1, or closes the connection at once; {remedy}")
         }
         other => format!("the connection to the broker {broker} was lost ({other})"),
     }

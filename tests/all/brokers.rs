@@ -674,7 +674,7 @@ async fn what_is_no_broker_harms_nothing_and_is_named() {
         (Habit::Answers(&[0x20, 3, 0, 0x84, 0]), "does not speak MQTT 3.1.1"),
         (Habit::Answers(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html; charset=us-ascii\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), "does not speak MQTT 3.1.1"),
         (Habit::Answers(HUGE), "does not speak MQTT 3.1.1"),
-        (Habit::Mute, "does not answer: is it running"),
+        (Habit::Mute, "does not answer; see that it runs"),
         (Habit::Closes, "closes the connection at once"),
         (Habit::Noise, "meanwhile the journal keeps everything"),
         (Habit::Floods(HUGE), "was lost"),

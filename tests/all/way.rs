@@ -380,7 +380,7 @@ async fn a_broker_may_come_late_and_die() {
     daemon.says("port p1: open").await;
     let remedy = format!("the broker mqtt://127.0.0.1:{} cannot be reached", broker.port);
     daemon.says(&remedy).await;
-    daemon.says("is it running, and is [mqtt] url right?; meanwhile the journal keeps everything").await;
+    daemon.says("; see that it runs, and that [mqtt] url is right; meanwhile the journal keeps everything").await;
     wire.send(&meter.telegrams(10)).await;
     is_journaled(&folder, &meter.now()).await;
     broker.begin().await;
