@@ -67,7 +67,7 @@ pub enum Trouble {
     )]
     DamagedLog,
     /// No space.
-    #[error("the disk is full; free space, then shorten `store.retention`; the gateways keep what is not confirmed")]
+    #[error("the disk is full; free space, then shorten `store.retention`")]
     Full,
     /// Locked by another program.
     #[error("another program keeps it locked; end the program that has a transaction open in it")]
@@ -112,9 +112,7 @@ pub enum Trouble {
     )]
     Replica,
     /// The server's disk is full.
-    #[error(
-        "the server's disk is full; free space there, then shorten `store.retention`; the gateways keep what is not confirmed"
-    )]
+    #[error("the server's disk is full; free space there, then shorten `store.retention`")]
     ServerFull,
     /// No connection is free.
     #[error("the server has too many connections; raise its max_connections, or end others")]
