@@ -342,6 +342,10 @@ impl StoreUrl {
         }
         match text.strip_prefix("sqlite://") {
             Some(path) if !path.is_empty() && !path.contains('?') => Ok(Self::Sqlite(PathBuf::from(path))),
+            // A path has none of these; a URL that is not well written may hold a password.
+            _ if !text.is_empty() && !text.contains([':', '@', '?']) => {
+                Err(format!("the URL of the store is a path: write \"sqlite://{text}\""))
+            }
             _ => Err("the URL of the store is neither of the form \"sqlite:///var/lib/meterkast/meterkast.db\" \
                 nor of the form \"postgres://user@host/database\""
                 .into()),
@@ -907,6 +911,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_repeated() {
+        let said = error("[store]\nurl = \"/var/lib/x/meterkast.db\"\n");
+        assert!(said.ends_with("the URL of the store is a path: write \"sqlite:///var/lib/x/meterkast.db\""), "{said}");
         let said = error(&format!("{GOOD}[mqtt]\nurl = \"mqtt://me:hunter2@host\"\n"));
         assert!(said.contains("password-file") && !said.contains("hunter2"), "{said}");
         for url in [

@@ -91,7 +91,7 @@ pub enum Trouble {
     Tls,
     /// Wrong user or password, or none.
     #[error(
-        "the server refuses the user or its password; check `store.url` and [store] password-file, and the server's pg_hba.conf"
+        "the server refuses the user or its password; check `store.url`, the password ([store] password-file; with --store in the URL, PGPASSWORD or ~/.pgpass), and the server's pg_hba.conf"
     )]
     Refused,
     /// The file with the password cannot be read.
@@ -249,7 +249,12 @@ impl StoreError {
             sqlx::Error::Tls(_) => Trouble::Tls,
             _ => Trouble::Other,
         };
-        Self::Database { place: place.to_owned(), trouble, source: error.into() }
+        let source = match error {
+            // Its own words: else they end with a line of the server's source.
+            sqlx::Error::Database(error) => error.message().into(),
+            error => error.into(),
+        };
+        Self::Database { place: place.to_owned(), trouble, source }
     }
 }
 

@@ -257,7 +257,7 @@ async fn a_wrong_password_is_named_and_not_shown_and_a_newer_schema_is_left_alon
     let mut store = house.store_of(&format!("url = \"{url}\"\npassword-file = \"{}\"\n", secret.display()));
     store
         .says(&format!(
-            "{url}: the server refuses the user or its password; check `store.url` and [store] password-file"
+            "{url}: the server refuses the user or its password; check `store.url`, the password ([store] password-file; "
         ))
         .await;
     house.telegrams(3).await;

@@ -445,7 +445,9 @@ async fn a_password_comes_from_a_file_or_the_url_and_is_never_shown() {
     for wrong in [with_file(&file), with_password("hunter2")] {
         let error = Postgres::open(&wrong).await.unwrap_err();
         assert!(
-            error.to_string().contains("the server refuses the user or its password; check `store.url`"),
+            error.to_string().contains(
+                "the server refuses the user or its password; check `store.url`, the password ([store] password-file; "
+            ),
             "{error}"
         );
         let shown = format!("{error} {error:?} {wrong:?}");
