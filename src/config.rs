@@ -8,6 +8,7 @@
 
 use std::{
     fmt,
+    io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -652,7 +653,10 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.display().to_string(),
             line: 0,
-            message: format!("cannot be read as a configuration: {error}"),
+            message: match error.kind() {
+                ErrorKind::NotFound => "there is no such file".to_owned(),
+                _ => format!("cannot be read as a configuration: {error}"),
+            },
         })?;
         Self::parse(&text, &path.display().to_string())
     }
@@ -923,6 +927,7 @@ mod tests {
             "postgres://me@host/db?password=hunter2",
             "postgres://me@host/db?passwd=hunter2",
             "postgres://me:hunter2@host/db@x",
+            "me:hunter2@host/db",
             "postgres://me:hunter2@one,two/db",
         ] {
             let said = error(&format!("[store]\nurl = \"{url}\"\n"));

@@ -40,14 +40,14 @@ mod usage;
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::daemon::StartError;
+use crate::{config::Config, daemon::StartError};
 
 /// Reads DSMR P1 and M-Bus meters, and streams their registers through MQTT into a time-series store.
 #[derive(Debug, Parser)]
@@ -156,6 +156,20 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::world(error)
     }
+}
+
+/// Reads the configuration that `--config` names, or the one that stands where the daemon looks for it. Who has none there is told how to
+/// name one.
+fn configuration(file: &Path, how: &str) -> Result<Config, Failure> {
+    Config::read(file).map_err(|error| {
+        if file.exists() {
+            return Failure::usage(error);
+        }
+        Failure::usage(format!(
+            "{error}: name the configuration with {how}; config/meterkast.toml in the sources explains every key, and `meterkast check FILE` \
+             validates yours"
+        ))
+    })
 }
 
 /// Runs the command that the process was started with.

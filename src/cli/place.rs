@@ -5,9 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Failure;
+use super::{Failure, configuration};
 use crate::{
-    config::{self, Config, StoreUrl},
+    config::{self, StoreUrl},
     reading::escape,
     store::Meter,
 };
@@ -32,7 +32,7 @@ impl Place {
         if let Some(url) = self.store {
             return parse(&url);
         }
-        let config = Config::read(&self.config).map_err(Failure::usage)?;
+        let config = configuration(&self.config, "--config FILE, or the database with --store URL")?;
         let no_store = || {
             let file = self.config.display();
             Failure::usage(format!(

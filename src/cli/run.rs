@@ -12,7 +12,7 @@ use std::{
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Failure, Outcome, asked_to_end};
+use super::{Failure, Outcome, asked_to_end, configuration};
 use crate::{
     config::Config,
     control::{self, BindError, Control},
@@ -33,7 +33,7 @@ const READY: Duration = Duration::from_secs(5);
 const STATUS: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
-    let config = Config::read(&arguments.config).map_err(Failure::usage)?;
+    let config = configuration(&arguments.config, "--config FILE")?;
     let manner = Manner { live: true, drain: None, share_broker: false };
     let mut daemon = Daemon::start(&config, manner).await?;
     daemon.read_ports(&config);

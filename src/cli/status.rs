@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, Format, Outcome, Output, table::Table};
+use super::{Failure, Format, Outcome, Output, configuration, table::Table};
 use crate::{
     config::{BrokerUrl, Config},
     daemon,
@@ -54,7 +54,7 @@ const FIRST: Duration = Duration::from_secs(180);
 const BEHIND: u64 = 1000;
 
 pub(super) async fn status(arguments: Arguments) -> Result<Outcome, Failure> {
-    let config = Config::read(&arguments.config).map_err(Failure::usage)?;
+    let config = configuration(&arguments.config, "--config FILE")?;
     let question = Question::of(&config)?;
     let heard = ask(&config, &question).await?;
     let now = Moment::utc(Timestamp::now());

@@ -436,6 +436,22 @@ fn a_password_in_an_argument_is_not_repeated() {
 }
 
 #[test]
+fn who_has_no_configuration_is_told_how_to_name_one() {
+    let none = "/nowhere/x.toml";
+    let help = "there is no such file: name the configuration with --config FILE";
+    for (arguments, said) in [
+        (&["run", "--config", none][..], format!("{help}; ")),
+        (&["status", "--config", none], format!("{help}; ")),
+        (&["readings", "--config", none], format!("{help}, or the database with --store URL; ")),
+        (&["check", none], "there is no such file\n".to_owned()),
+    ] {
+        let ended = meterkast(arguments, b"");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(ended.stderr.starts_with(&format!("meterkast: {none}: {said}")), "{arguments:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn the_demo_shows_registers_of_four_media() {
     let ended = meterkast(&["demo", "--seconds", "6", "--format", "json"], b"");
     assert_eq!(ended.code, Some(0), "{ended:?}");
