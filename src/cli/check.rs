@@ -65,6 +65,12 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outcome, Failure> {
         if let Some(file) = store.url.file() {
             remark_database(arguments, file);
         }
+        if let Some(path) = &store.password_file
+            && let Err(error) = fs::read_to_string(path)
+        {
+            let (file, path) = (arguments.file.display(), path.display());
+            say!("{file}: [store] password-file {path} cannot be read: {error}; until it can, `run` stores nothing");
+        }
         output.line(&format!("  store {}: {}", store.id.as_str(), store.url))?;
     }
     if config.has_ports() {

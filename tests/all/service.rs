@@ -380,6 +380,13 @@ fn check_remarks_what_run_will_lack() {
         "{ended:?}"
     );
 
+    let server = "[store]\nurl = \"postgres://u@h/d\"\npassword-file = \"/nowhere/password\"\n";
+    let file = folder.file("password.toml", server);
+    let ended = meterkast(&["check", file.to_str().unwrap()], b"");
+    let said = ": [store] password-file /nowhere/password cannot be read: No such file or directory (os error 2); until it can, `run` \
+                stores nothing\n";
+    assert!(ended.code == Some(0) && ended.stderr.ends_with(said), "{ended:?}");
+
     // What a trial as root leaves behind is in the way of the daemon's own user.
     let by = ["--reuid", "65534", "--regid", "65534", "--clear-groups", BINARY];
     let runs = Command::new("setpriv").args(by).arg("--version").output();
