@@ -21,7 +21,8 @@ pub(super) struct Place {
     /// The configuration that names the store
     #[arg(long, value_name = "FILE", default_value = "/etc/meterkast/meterkast.toml")]
     config: PathBuf,
-    /// The database, instead of a configuration: sqlite:///path, or postgres://user@host/database with the password in it, in PGPASSWORD or in ~/.pgpass
+    /// The database, instead of a configuration: sqlite:///path, or postgres://user@host/database with the password in it, in PGPASSWORD
+    /// or in ~/.pgpass
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }

@@ -90,7 +90,8 @@ pub(super) struct Recorded {
     /// What to write
     #[arg(long, value_enum, default_value_t = Form::Capture)]
     format: Form,
-    /// Write no capture, but what a gateway makes of it into this database: sqlite:///path or postgres://user@host/database. Neither journal nor broker is between
+    /// Write no capture, but what a gateway makes of it into this database: sqlite:///path or postgres://user@host/database. Neither
+    /// journal nor broker is between
     #[arg(long, value_name = "URL", conflicts_with_all = ["out", "format"])]
     store: Option<String>,
     /// Write here what the meters hold at each month's end, at each exchange of a meter and at the end: an object of JSON a line, each
