@@ -1,6 +1,8 @@
 //! `demo`: virtual meters on pseudo-terminals, the real daemon, an embedded broker and a database.
 
 use std::{
+    fmt, fs,
+    io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::pin,
@@ -28,15 +30,15 @@ pub(super) struct Arguments {
     /// End by itself after this many seconds; otherwise with Ctrl-C
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// Keep journal and database in this directory
+    /// Keep journal and database in this directory; where a demo kept them before, its household lives on
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Begin with so much past in the database, such as 30d, 6m or 2y: quarter-hours, the last three days every ten seconds
     #[arg(long, value_name = "SPAN", value_parser = Back::parse)]
     history: Option<Back>,
-    /// Which household: the same number gives the same meters
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
+    /// Which household: the same number gives the same meters; 1 by default
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// How to print the registers at the end
     #[arg(long, value_enum, default_value_t = RowFormat::Table)]
     format: RowFormat,
@@ -81,21 +83,94 @@ const FINE: Duration = Duration::from_secs(3 * 86_400);
 /// How often there is a telegram from then on; the bus is read as the configuration says.
 const FINE_S: u32 = 10;
 
+/// Which household a folder's readings are of. It is kept beside them, so that a later demo goes on from there: a household begun anew
+/// would have all its counters fall back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Past {
+    seed: u64,
+    /// When its meters began.
+    since: Timestamp,
+}
+
+impl Past {
+    const FILE: &str = "household.toml";
+
+    /// That of a folder; None where there are no readings yet.
+    fn read(folder: &Path, database: &Path) -> Result<Option<Self>, Failure> {
+        let path = folder.join(Self::FILE);
+        let failed = |what: &dyn fmt::Display| {
+            let name = path.display();
+            Failure::usage(format!(
+                "--data: {name}: {what}; a demo knows by it which household goes on: take another --data"
+            ))
+        };
+        match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map(Some).map_err(|error| failed(&error.message())),
+            Err(error) if error.kind() == ErrorKind::NotFound && !database.exists() => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(failed(&"is not there, and readings of some household are"))
+            }
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), Failure> {
+        let (path, Self { seed, since }) = (folder.join(Self::FILE), self);
+        let text = format!(
+            "# Whose readings these are: `meterkast demo` goes on with it.\nseed = {seed}\nsince = \"{since}\"\n"
+        );
+        fs::write(&path, text).map_err(|error| Failure::world(format!("{}: {error}", path.display())))
+    }
+
+    /// The meters as they are now.
+    fn live(&self) -> Result<(Household, Option<Bus>), Failure> {
+        let (description, since) = (description(self.seed), Moment::utc(self.since));
+        let mut household = Household::of(&description, since);
+        let mut bus = Bus::of(&description, since).transpose().map_err(Failure::world)?;
+        let now = Moment::utc(Timestamp::now());
+        household.advance(now);
+        bus.iter_mut().for_each(|bus| bus.advance(now));
+        Ok((household, bus))
+    }
+}
+
+/// The household that these arguments ask for: the one of the folder, or a new one.
+fn past(arguments: &Arguments, folder: &Path, database: &Path) -> Result<Past, Failure> {
+    let Some(past) = Past::read(folder, database)? else {
+        // Meters count in whole seconds.
+        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let since = arguments.history.map_or(now, |back| back.before(now).instant());
+        let past = Past { seed: arguments.seed.unwrap_or(1), since };
+        past.write(folder)?;
+        return Ok(past);
+    };
+    let (place, Past { seed: there, since }) = (folder.display(), past);
+    if arguments.history.is_some() {
+        return Err(Failure::usage(format!(
+            "--history: {place} has a past already, since {since}: without --history its household lives on; for another past take another --data"
+        )));
+    }
+    if let Some(seed) = arguments.seed.filter(|seed| *seed != there) {
+        return Err(Failure::usage(format!(
+            "--seed {seed}: {place} has the readings of household {there}: leave --seed out to go on with that, or take another --data"
+        )));
+    }
+    say!("The household of {place} lives on; it is there since {since}.");
+    Ok(past)
+}
+
 pub(super) async fn demo(arguments: Arguments) -> Result<Outcome, Failure> {
     let folder = Folder::new(arguments.data.clone())?;
     let (mut meter, _, p1) = terminal::terminal()?;
     let (wire, theirs, mbus) = terminal::terminal()?;
     let database = folder.path.join("meterkast.db");
-    let mut config = config(&p1, &mbus, &folder, &database);
+    let config = config(&p1, &mbus, &folder, &database);
+    let past = past(&arguments, &folder.path, &database)?;
     let (mut household, bus) = match arguments.history {
-        None => {
-            let now = Moment::utc(Timestamp::now());
-            let description = description(arguments.seed);
-            let bus = Bus::of(&description, now).transpose().map_err(Failure::world)?;
-            (Household::of(&description, now), bus)
-        }
-        Some(back) => tokio::select! {
-            lived = live_until_now(back.before(Timestamp::now()), FINE, arguments.seed, &mut config, &database) => lived?,
+        None => past.live()?,
+        Some(_) => tokio::select! {
+            lived = live_until_now(past, FINE, &config, &database) => lived?,
             asked = asked_to_end() => {
                 asked?;
                 return Err(Failure::world("ended before there was a history"));
@@ -165,23 +240,14 @@ fn description(seed: u64) -> Description {
 /// Lets the household live until now, and puts what its meters said into the database: at quarter-hours, `fine` before now more often.
 /// Returns the meters, to live on.
 async fn live_until_now(
-    from: Moment,
+    past: Past,
     fine: Duration,
-    seed: u64,
-    config: &mut Config,
+    config: &Config,
     database: &Path,
 ) -> Result<(Household, Option<Bus>), Failure> {
-    if database.exists() {
-        return Err(Failure::usage(format!(
-            "--history: {} is there already, with a past of its own: take another --data, or do without --history",
-            database.display()
-        )));
-    }
-    let Some(store) = &mut config.store else { return Err(Failure::world("the demo has no store")) };
-    // A past of years is kept whole.
-    store.retention = Duration::MAX;
+    let Some(store) = &config.store else { return Err(Failure::world("the demo has no store")) };
     let (begin, now) = (Instant::now(), Timestamp::now());
-    let description = description(seed);
+    let (description, from) = (description(past.seed), Moment::utc(past.since));
     let readouts = config.mbus.first().map_or(FINE, |bus| bus.interval).as_secs();
     let mut tape = Tape::new(&description, from, Moment::utc(now), Some(QUARTER_HOUR_S)).map_err(Failure::world)?;
     let fine = history::full_quarter(now.saturating_sub(fine).unwrap_or(now));
@@ -195,7 +261,7 @@ async fn live_until_now(
     messages.tape_mut().extend(Moment::utc(Timestamp::now()));
     let messages = filling.write(messages, &progress).await?;
     let filled = filling.close().await?;
-    let bytes = std::fs::metadata(database).map_or(0, |found| found.len());
+    let bytes = fs::metadata(database).map_or(0, |found| found.len());
     let (ms, kib) = (begin.elapsed().as_millis(), bytes / 1024);
     say!(
         "{} messages since {from} were put into the database in {}.{} s; it has {}.{} MiB.",
@@ -222,6 +288,8 @@ fn config(p1_port: &str, bus_port: &str, folder: &Folder, database: &Path) -> Co
     }
     if let Some(store) = &mut config.store {
         store.url = StoreUrl::sqlite(database);
+        // A past of years is kept whole.
+        store.retention = Duration::MAX;
     }
     config
 }
@@ -266,11 +334,13 @@ mod tests {
     async fn the_past_leads_to_the_present() {
         let folder = Folder::new(None).unwrap();
         let database = folder.path.join("meterkast.db");
-        let mut config = config("/dev/pts/7", "/dev/pts/8", &folder, &database);
+        let config = config("/dev/pts/7", "/dev/pts/8", &folder, &database);
         let begin = Timestamp::now();
         let from = history::full_quarter(begin - Duration::from_secs(8 * 3600));
         let fine = Duration::from_secs(600);
-        let (mut household, bus) = live_until_now(from, fine, 3, &mut config, &database).await.unwrap();
+        let past = Past { seed: 3, since: from.instant() };
+        past.write(&folder.path).unwrap();
+        let (mut household, bus) = live_until_now(past, fine, &config, &database).await.unwrap();
         let (now, fine) = (Moment::utc(Timestamp::now()), history::full_quarter(begin - fine).millis());
 
         let mut reader = store::read(&StoreUrl::sqlite(&database)).await.unwrap();
@@ -324,7 +394,14 @@ mod tests {
         bus.handle_bytes(Duration::ZERO, &[0x10, 0x40, 0x01, 0x41, 0x16]);
         assert!(bus.next_byte().unwrap() < Duration::from_secs(1));
 
-        let error = live_until_now(from, FINE, 3, &mut config, &database).await.unwrap_err();
-        assert!(error.usage && error.message.contains("is there already"), "{}", error.message);
+        // Who comes later goes on with the same meters.
+        let again = Past::read(&folder.path, &database).unwrap().unwrap();
+        assert_eq!(again, past);
+        let (household_again, bus_again) = again.live().unwrap();
+        household.advance(household_again.moment());
+        assert_eq!(household_again, household);
+        bus.advance(household.moment());
+        let books = |bus: &Bus| bus.slaves().iter().map(slave::Slave::book).collect::<Vec<_>>();
+        assert_eq!(books(&bus_again.unwrap()), books(&bus));
     }
 }

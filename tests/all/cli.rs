@@ -8,7 +8,8 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use meterkast::p1::Writer;
+use jiff::Timestamp;
+use meterkast::{moment::Moment, p1::Writer, simulate::Household};
 use serde_json::Value;
 
 use crate::{
@@ -449,6 +450,47 @@ fn who_has_no_configuration_is_told_how_to_name_one() {
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(ended.stderr.starts_with(&format!("meterkast: {none}: {said}")), "{arguments:?}: {}", ended.stderr);
     }
+}
+
+#[test]
+fn a_demo_goes_on_with_the_household_of_its_folder() {
+    let folder = Folder::new();
+    let (data, kept) = (folder.path("data"), folder.path("data/household.toml"));
+    let demo = |more: &[&str]| {
+        let data = data.to_str().unwrap();
+        meterkast(&[&["demo", "--seconds", "5", "--format", "json", "--data", data], more].concat(), b"")
+    };
+    // A household of three days: what it counts since then is more than what it begins with.
+    let since = Timestamp::now() - Duration::from_secs(3 * 86_400);
+    fs::create_dir(&data).unwrap();
+    fs::write(&kept, format!("seed = 7\nsince = \"{since}\"\n")).unwrap();
+    let mut imports = Vec::new();
+    for _ in 0..2 {
+        let ended = demo(&[]);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("lives on; it is there since {since}")), "{}", ended.stderr);
+        assert!(!ended.stdout.contains("backwards"), "{}", ended.stdout);
+        let mut readings = ended.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let import = readings.find(|reading| reading["register"] == "import_low").unwrap();
+        imports.push(import["value"].to_string().trim_matches('"').parse::<f64>().unwrap());
+    }
+    let book = Household::new(7, Moment::utc(since)).books().remove(0);
+    let import = book.readings.iter().find(|reading| reading.register.to_string() == "import_low").unwrap();
+    let begin: f64 = import.value.to_string().parse().unwrap();
+    assert!(begin + 1.0 < imports[0] && imports[0] <= imports[1], "{begin} {imports:?}");
+    for (more, said) in [
+        (&["--history", "2d"][..], "without --history its household lives on"),
+        (&["--seed", "8"], "has the readings of household 7: leave --seed out"),
+    ] {
+        let ended = demo(more);
+        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{ended:?}");
+    }
+    // Of whom the readings are nobody can say then.
+    fs::remove_file(&kept).unwrap();
+    let ended = demo(&[]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("household.toml: is not there"), "{ended:?}");
+    let ended = meterkast(&["demo", "--data", data.join("meterkast.db").to_str().unwrap()], b"");
+    assert!(ended.code == Some(2) && ended.stderr.contains("meterkast.db: is a file; name a folder"), "{ended:?}");
 }
 
 #[test]
