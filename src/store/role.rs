@@ -50,11 +50,10 @@ use crate::{
     reading::escape,
 };
 
-/// Most messages in one commit: of a file on an SD card, and of a server, where many gateways share what a commit costs.
-const BATCH: usize = 1000;
-const BATCH_SERVED: usize = 2500;
-/// Most bytes of messages in one commit, but for the message that is one too many.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Most messages in one commit, and bytes of them but for the message that is one too many: of a file on an SD card, and of a server, where many
+/// gateways share what a commit and its acknowledgements cost.
+const BATCH: (usize, usize) = (1000, 4 * 1024 * 1024);
+const BATCH_SERVED: (usize, usize) = (5000, 8 * 1024 * 1024);
 /// Messages of a backlog, and bytes of them, that are committed while more follow: half of what a gateway has
 /// outstanding, so that it fills one half while the other is written.
 const BACKLOG_BATCH: usize = 500;
@@ -211,8 +210,8 @@ struct Role {
     /// Whether the broker was told on this connection to send us what gateways publish.
     subscribed: bool,
     complaints: Complaints,
-    /// Most messages in one commit.
-    most: usize,
+    /// Most messages in one commit, and bytes of them.
+    most: (usize, usize),
     batch: Vec<Incoming>,
     batch_bytes: usize,
     /// When the batch is committed at the latest.
@@ -406,7 +405,7 @@ impl Role {
     }
 
     fn is_full(&self) -> bool {
-        self.batch.len() >= self.most || self.batch_bytes >= BATCH_BYTES
+        self.batch.len() >= self.most.0 || self.batch_bytes >= self.most.1
     }
 
     fn take(&mut self, topic: &str, payload: &Bytes) {
@@ -455,7 +454,7 @@ impl Role {
     /// Commits the batch, and reads meanwhile what arrives for the next one. What fails waits to be tried again.
     async fn commit(&mut self) {
         let Some(mut database) = self.database.take() else { return };
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(self.most));
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(self.most.0));
         let bytes = std::mem::take(&mut self.batch_bytes);
         let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
         let (begin, count) = (Instant::now(), batch.len());
