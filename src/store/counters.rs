@@ -5,10 +5,7 @@
 //!
 //! Not supported: a meter that took the place of another and gave it back is not joined again; both go on by themselves.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    slice,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -66,16 +63,18 @@ pub async fn counters(
     let meters = reader.meters().await?;
     let older = predecessors(&meters);
     let replaced: BTreeSet<i64> = older.values().map(|meter| meter.id).collect();
-    let wanted =
+    let is_wanted =
         |meter: &&Meter| if names.is_empty() { !replaced.contains(&meter.id) } else { names.contains(&meter.name) };
+    let wanted: Vec<Meter> = meters.iter().filter(is_wanted).cloned().collect();
+    // Before their series, so that what they say has one whatever is written meanwhile.
+    let newest = reader.readings_of(&wanted, Some(Moment::utc(future))).await?;
+    let newest: HashMap<&str, _> = newest.iter().map(|newest| (newest.0.meter.as_str(), newest)).collect();
     let mut counters = Vec::new();
-    for meter in meters.iter().filter(wanted) {
+    for meter in &wanted {
         let mut chain = vec![meter];
         while let Some(before) = chain.last().and_then(|meter| older.get(&meter.id)) {
             chain.push(before);
         }
-        // Before its series, so that what it says has one whatever is written meanwhile.
-        let newest = reader.readings_of(slice::from_ref(meter), Some(Moment::utc(future))).await?;
         let mut registers: BTreeMap<(Register, Unit), Vec<Vec<Series>>> = BTreeMap::new();
         for meter in chain.into_iter().rev() {
             let mut own: BTreeMap<(Register, Unit), Vec<Series>> = BTreeMap::new();
@@ -87,7 +86,7 @@ pub async fn counters(
             }
         }
         counters.extend(registers.into_iter().map(|((register, unit), meters)| {
-            let newest = newest.first().and_then(|(report, received_at)| {
+            let newest = newest.get(meter.name.as_str()).and_then(|(report, received_at)| {
                 let at = report.measured_at.unwrap_or(*received_at);
                 value(report, at, &register, &unit)
             });
