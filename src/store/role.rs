@@ -454,7 +454,7 @@ impl Role {
     /// Commits the batch, and reads meanwhile what arrives for the next one. What fails waits to be tried again.
     async fn commit(&mut self) {
         let Some(mut database) = self.database.take() else { return };
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(self.most.0));
+        let batch = std::mem::take(&mut self.batch);
         let bytes = std::mem::take(&mut self.batch_bytes);
         let (backlog, commit_at) = (std::mem::take(&mut self.backlog), self.commit_at.take());
         let (begin, count) = (Instant::now(), batch.len());
