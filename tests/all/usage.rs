@@ -5,26 +5,30 @@ use serde_json::{Value, json};
 
 use crate::parts::{Folder, meterkast};
 
-/// A kWh each hour over the end of summer time, from one telegram at each midnight in Amsterdam.
-fn telegrams() -> Vec<u8> {
-    let telegram = |(time, count): (&str, u32)| {
-        Writer::new("XYZ5 usage")
-            .line("1-3:0.2.8(50)")
-            .line(format!("0-0:1.0.0({time})"))
-            .line("0-0:96.1.1(4530303031)")
-            .line(format!("1-0:1.8.1({count:06}.000*kWh)"))
-            .finish(true)
-    };
-    [("261024000000S", 100), ("261025000000S", 124), ("261026000000W", 149)].into_iter().flat_map(telegram).collect()
+/// A telegram that says a clock and a counter in kWh.
+fn telegram((time, count): (&str, u32)) -> Vec<u8> {
+    Writer::new("XYZ5 usage")
+        .line("1-3:0.2.8(50)")
+        .line(format!("0-0:1.0.0({time})"))
+        .line("0-0:96.1.1(4530303031)")
+        .line(format!("1-0:1.8.1({count:06}.000*kWh)"))
+        .finish(true)
 }
 
+/// The URL of a database that has these telegrams.
+fn stored(folder: &Folder, telegrams: &[(&str, u32)]) -> String {
+    let telegrams: Vec<u8> = telegrams.iter().copied().flat_map(telegram).collect();
+    let (file, data) = (folder.file("telegrams.txt", telegrams), folder.path("data"));
+    let replayed = meterkast(&["replay", file.to_str().unwrap(), "--data", data.to_str().unwrap()], b"");
+    assert_eq!(replayed.code, Some(0), "{replayed:?}");
+    format!("sqlite://{}/meterkast.db", data.display())
+}
+
+/// A kWh each hour over the end of summer time, from one telegram at each midnight in Amsterdam.
 #[test]
 fn usage_by_day_and_hour_over_the_end_of_summer_time() {
     let folder = Folder::new();
-    let (file, data) = (folder.file("telegrams.txt", telegrams()), folder.path("data"));
-    let replayed = meterkast(&["replay", file.to_str().unwrap(), "--data", data.to_str().unwrap()], b"");
-    assert_eq!(replayed.code, Some(0), "{replayed:?}");
-    let store = format!("sqlite://{}/meterkast.db", data.display());
+    let store = stored(&folder, &[("261024000000S", 100), ("261025000000S", 124), ("261026000000W", 149)]);
     let usage = |arguments: &[&str]| {
         meterkast(&[&["usage", "--store", &store, "--zone", "Europe/Amsterdam"], arguments].concat(), b"")
     };
@@ -84,21 +88,9 @@ fn usage_by_day_and_hour_over_the_end_of_summer_time() {
 /// What is cut is said of each year: a month of three days is no month.
 #[test]
 fn a_year_before_of_which_only_a_part_is_known_is_marked() {
-    let telegram = |time: &str, count: u32| {
-        Writer::new("XYZ5 usage")
-            .line("1-3:0.2.8(50)")
-            .line(format!("0-0:1.0.0({time})"))
-            .line("0-0:96.1.1(4530303031)")
-            .line(format!("1-0:1.8.1({count:06}.000*kWh)"))
-            .finish(true)
-    };
-    let telegrams = [("251028000000W", 100), ("251101000000W", 104), ("261001000000S", 200), ("261020120000S", 230)];
-    let telegrams: Vec<u8> = telegrams.into_iter().flat_map(|(time, count)| telegram(time, count)).collect();
     let folder = Folder::new();
-    let (file, data) = (folder.file("telegrams.txt", telegrams), folder.path("data"));
-    let replayed = meterkast(&["replay", file.to_str().unwrap(), "--data", data.to_str().unwrap()], b"");
-    assert_eq!(replayed.code, Some(0), "{replayed:?}");
-    let store = format!("sqlite://{}/meterkast.db", data.display());
+    let telegrams = [("251028000000W", 100), ("251101000000W", 104), ("261001000000S", 200), ("261020120000S", 230)];
+    let store = stored(&folder, &telegrams);
     let usage = |format: &str| {
         let arguments = ["usage", "--store", &store, "--zone", "Europe/Amsterdam", "--by", "month", "--compare", "1"];
         meterkast(&[&arguments[..], &["--from", "2026-10-01", "--format", format]].concat(), b"").stdout
